@@ -1,0 +1,166 @@
+"""The only file that touches JAX's jaxpr objects.
+
+Everything else sees a `Graph` of plain `Equation`s. Only names that JAX has kept for
+years are used: `jax.make_jaxpr`, `.eqns`, `.invars`, `.outvars`, `.params`,
+`.primitive.name`, `.primitive.bind`. Newer JAX has merged closed and open jaxprs, so
+nothing here asks which of the two it holds.
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_JAX = os.path.dirname(os.path.abspath(jax.__file__))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Var:
+    """A value inside a graph; compared by identity."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Literal:
+    """A constant scalar written into an equation."""
+
+    value: Any
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+Atom = Var | Literal
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Equation:
+    """One application of a primitive; nested jaxprs in `params` are `Graph`s."""
+
+    name: str
+    params: dict[str, Any]
+    inputs: tuple[Atom, ...]
+    outputs: tuple[Var, ...]
+    source: str
+    primitive: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """A traced function: equations in order, captured constants, inputs, outputs."""
+
+    inputs: tuple[Var, ...]
+    constants: tuple[tuple[Var, Any], ...]
+    equations: tuple[Equation, ...]
+    outputs: tuple[Atom, ...]
+
+
+def trace(f: Callable[..., Any], *args: Any, x64: bool = True) -> tuple[Graph, Any]:
+    """Trace `f` on abstract arguments.
+
+    Args:
+        f: a function of arrays.
+        *args: pytrees of `jax.ShapeDtypeStruct`.
+        x64: trace in double precision whatever the user's setting.
+
+    Returns:
+        The graph over the flattened arguments, and the pytree of output shapes.
+    """
+    with enable_x64(x64):
+        closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
+    return _graph(closed), shape
+
+
+@contextlib.contextmanager
+def enable_x64(on: bool = True) -> Iterator[None]:
+    """Double precision on or off inside the block, on every supported JAX."""
+    if hasattr(jax, "enable_x64"):
+        context = jax.enable_x64(on)
+    else:
+        from jax import experimental
+
+        context = experimental.enable_x64(on)
+    with context:
+        yield
+
+
+def x64_enabled() -> bool:
+    """Whether JAX makes float64 arrays at this point of the program."""
+    return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+
+
+def is_concrete(x: Any) -> bool:
+    """Whether `x` holds numbers now, rather than being traced."""
+    return not isinstance(x, jax.core.Tracer)
+
+
+def _graph(jaxpr: Any) -> Graph:
+    consts = tuple(getattr(jaxpr, "consts", ()))
+    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    known: dict[Any, Var] = {}
+
+    def var(v: Any) -> Var:
+        if v not in known:
+            known[v] = Var(tuple(v.aval.shape), v.aval.dtype)
+        return known[v]
+
+    def atom(v: Any) -> Atom:
+        if hasattr(v, "val"):
+            return Literal(v.val, tuple(np.shape(v.val)), v.aval.dtype)
+        return var(v)
+
+    constants = tuple((var(v), c) for v, c in zip(inner.constvars, consts, strict=True))
+    inputs = tuple(var(v) for v in inner.invars)
+    equations = []
+    for e in inner.eqns:
+        ins = tuple(atom(v) for v in e.invars)
+        outs = tuple(
+            var(v) if hasattr(v, "count") or not _dropped(v) else _drop(v)
+            for v in e.outvars
+        )
+        params = {k: _param(v) for k, v in e.params.items()}
+        equations.append(
+            Equation(e.primitive.name, params, ins, outs, _source(e), e.primitive)
+        )
+    return Graph(inputs, constants, tuple(equations), tuple(atom(v) for v in inner.outvars))
+
+
+def _dropped(v: Any) -> bool:
+    return type(v).__name__ == "DropVar"
+
+
+def _drop(v: Any) -> Var:
+    return Var(tuple(v.aval.shape), v.aval.dtype)
+
+
+def _param(value: Any) -> Any:
+    if hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns"):
+        return _graph(value)
+    if isinstance(value, tuple | list) and any(
+        hasattr(v, "eqns") or hasattr(getattr(v, "jaxpr", None), "eqns") for v in value
+    ):
+        return tuple(_graph(v) for v in value)
+    return value
+
+
+def _source(equation: Any) -> str:
+    """`file:line (function)` of the user's own code, or an empty string."""
+    traceback = getattr(getattr(equation, "source_info", None), "traceback", None)
+    for frame in getattr(traceback, "frames", ()) or ():
+        name = frame.file_name
+        if name.startswith("<") or name.startswith((_JAX, _HERE + os.sep)):
+            continue
+        return f"{name}:{frame.line_num} ({frame.function_name})"
+    return ""
+
+
+def bind(equation: Equation, args: Sequence[Any], **changed: Any) -> Any:
+    """Run one primitive on arrays, with some parameters replaced."""
+    out = equation.primitive.bind(*args, **{**equation.params, **changed})
+    return tuple(out) if equation.primitive.multiple_results else (out,)

@@ -1,0 +1,644 @@
+"""Theorem 4 of Yang (2019) as one memoised question: the second moment of two lines.
+
+For a program without transposes, Z = (Z^g) over the G-lines of one dimension class is
+Gaussian with mean mu and covariance K, by recursion over the lines:
+
+    mu(g)    = mu_in(g) for inputs; linear through LinComb; 0 for MatMul
+    K(g, g') = K_in(g, g') for inputs; bilinear through LinComb;
+               sigma_A^2 E[Z^h Z^h'] for g = A h, g' = A h' with the same A; else 0
+
+and scalars (1/n) sum psi(h..) converge to E psi(Z^h..). Here g is a family, so the
+question carries indices: which positions on either side. Positions that are asked for
+only where both sides agree are computed only there ("aligned"): a flattened readout
+needs the diagonal in positions, a pooled one needs all pairs, and nobody has to say so.
+
+A *side* is a program with its input data. Two sides share their weights by name.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from .. import scalar
+from .._errors import UnsupportedError
+from .._jax import bind
+from ..gaussian import Accuracy
+from ..program import (
+    AxisMap,
+    Constant,
+    Elementwise,
+    Input,
+    LinComb,
+    Map,
+    MatIn,
+    MatMul,
+    Moment,
+    Nonlin,
+    Output,
+    Primitive,
+    Readout,
+    TensorArg,
+    TensorProgram,
+    Term,
+    VecIn,
+    Vector,
+)
+from ..scalar import Const, Expr
+from ._expectation import expectation
+from ._index import Index, Letter, Letters, View, compose, equality, inside
+from ._product import Factor, Product, Sum, materialise
+
+ZERO: Sum = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Side:
+    """A program and the arrays of its inputs."""
+
+    program: TensorProgram
+    inputs: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """One covariance that was computed, for the printed recursion.
+
+    Attributes:
+        rule: what was computed: a nonlinearity, a matrix product, a linear combination.
+        u: the two lines, as views at the letters of the step.
+        v: the second line, or None for a mean.
+        aligned: the numbers of pairs of axes at which both sides agree.
+    """
+
+    rule: str
+    u: View
+    v: View | None
+    aligned: tuple[tuple[int, int], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Canonical:
+    """A pair of lines up to renaming of letters: the key of the memo."""
+
+    what: str
+    side_u: int
+    u: int
+    side_v: int
+    v: int
+    axes_u: tuple[tuple[str, int], ...]
+    axes_v: tuple[tuple[str, int], ...]
+
+
+class Engine:
+    """Second moments, means and tensors of the lines of one or more sides."""
+
+    def __init__(
+        self, sides: Sequence[Side], accuracy: Accuracy | None = None, dtype: Any = None
+    ) -> None:
+        self.sides = tuple(sides)
+        self.accuracy = accuracy or Accuracy()
+        self.dtype = jnp.result_type(float) if dtype is None else dtype
+        self.letters = Letters()
+        self.steps: list[Step] = []
+        self.routes: dict[str, bool] = {}
+        self._pairs: dict[_Canonical, tuple[Any, tuple[Letter, ...]]] = {}
+        self._tensors: dict[tuple[int, int], Any] = {}
+        self._means: dict[tuple[int, int], Any] = {}
+
+    # Public questions -----------------------------------------------------------------
+
+    def view(self, ref: int, side: int = 0) -> tuple[View, tuple[Letter, ...]]:
+        """A line at fresh letters, one for every index."""
+        letters = tuple(self.letters.new(s) for s in self._shape(side, ref))
+        return View(side, ref, tuple(self.letters.identity(a) for a in letters)), letters
+
+    def mean_array(self, ref: int, side: int = 0) -> Any:
+        """E Z of a line, of its index shape; None for a structural zero."""
+        view, letters = self.view(ref, side)
+        return self._full(materialise(self.mean(view), self.letters, letters), letters)
+
+    def pair_array(
+        self, u: int, v: int, sides: tuple[int, int], same: Sequence[int] = (), centred: bool = True
+    ) -> Any:
+        """E Z^u Z^v (or their covariance), of shape same + rest of u + rest of v.
+
+        Args:
+            u: a line of the first side.
+            v: a line of the second side.
+            sides: the two sides.
+            same: axes at which only equal positions are wanted.
+            centred: the covariance instead of the second moment.
+        """
+        first, a = self.view(u, sides[0])
+        b = tuple(
+            a[i] if i in same else self.letters.new(s)
+            for i, s in enumerate(self._shape(sides[1], v))
+        )
+        second = View(sides[1], v, tuple(self.letters.identity(x) for x in b))
+        total = self.covariance(first, second) if centred else self.second(first, second)
+        out = (
+            *(a[i] for i in same),
+            *(x for i, x in enumerate(a) if i not in same),
+            *(x for i, x in enumerate(b) if i not in same),
+        )
+        return self._full(materialise(total, self.letters, out), out)
+
+    def covariance(self, u: View, v: View) -> Sum:
+        """Cov(Z^u, Z^v) for lines of any kind."""
+        if self.is_gaussian(u.side, u.ref) and self.is_gaussian(v.side, v.ref):
+            return self.cov(u, v)
+        total = self.second(u, v)
+        means = _times(self.mean(u), self.mean(v))
+        return total + _scaled(means, -1.0)
+
+    def second(self, u: View, v: View) -> Sum:
+        """E[Z^u Z^v] over the letters of both views."""
+        if self.is_gaussian(u.side, u.ref) and self.is_gaussian(v.side, v.ref):
+            return self.cov(u, v) + _times(self.mean(u), self.mean(v))
+        for x, y in ((u, v), (v, u)):
+            line = self.line(x)
+            if isinstance(line, LinComb) and not self.is_gaussian(x.side, x.ref) and self._lazy(line):
+                return self._expand(x, line, lambda z, y=y: self.second(z, y), y)
+        return self._memo("second", u, v, self._second_now)
+
+    def cov(self, u: View, v: View) -> Sum:
+        """The covariance of two Gaussian lines, K of theorem 4."""
+        for x, y in ((u, v), (v, u)):
+            line = self.line(x)
+            if isinstance(line, LinComb) and self._lazy(line):
+                return self._expand(x, line, lambda z, y=y: self.cov(z, y), None)
+        a, b = self.line(u), self.line(v)
+        match a, b:
+            case VecIn(), VecIn():
+                return self._cov_inputs(u, a, v, b)
+            case MatMul(), MatMul():
+                if self._matrix(u, a) is not self._matrix(v, b) and (
+                    self._matrix(u, a).name != self._matrix(v, b).name
+                ):
+                    return ZERO
+            case Readout(), Readout():
+                if self._vector(u, a).name != self._vector(v, b).name:
+                    return ZERO
+            case (LinComb(), _) | (_, LinComb()):
+                pass
+            case _:
+                return ZERO
+        return self._memo("cov", u, v, self._cov_now)
+
+    def mean(self, u: View) -> Sum:
+        """E Z^u over the letters of the view."""
+        line = self.line(u)
+        match line:
+            case VecIn():
+                return self._input_mean(u, line)
+            case MatMul() | Readout():
+                return ZERO
+            case LinComb():
+                return self._expand(u, line, self.mean, None, constants=True)
+            case Nonlin():
+                return self._nonlin_mean(u)
+            case _:
+                raise TypeError(f"line `{line.name}` is not a vector")
+
+    # Tensors --------------------------------------------------------------------------
+
+    def tensor(self, side: int, ref: int) -> Any:
+        """The value of a Tensor line; None for a structural zero."""
+        key = (side, ref)
+        if key not in self._tensors:
+            self._tensors[key] = self._tensor_now(side, ref)
+        return self._tensors[key]
+
+    def tensor_or_zeros(self, side: int, ref: int) -> Any:
+        """The value of a Tensor line as an array of its shape."""
+        value = self.tensor(side, ref)
+        shape = self._shape(side, ref)
+        return jnp.zeros(shape, self.dtype) if value is None else jnp.broadcast_to(value, shape)
+
+    def _tensor_now(self, side: int, ref: int) -> Any:
+        line = self.sides[side].program.lines[ref]
+        if isinstance(line, Moment):
+            letters = tuple(self.letters.new(s) for s in self._shape(side, ref))
+            indices = tuple(self.letters.identity(a) for a in letters)
+            self.steps.append(Step("moment", View(side, ref, indices), None))
+            total = expectation(self, [(side, line, indices)], letters)
+            return self._full(materialise(total, self.letters, letters), letters)
+        assert isinstance(line, Map)
+        match line.op:
+            case Input(key):
+                return self._cast(self.sides[side].inputs[key])
+            case Constant(value):
+                return self._cast(value.value)
+            case Elementwise(fn, letters):
+                return self._elementwise(side, line, fn, letters)
+            case Primitive():
+                args = [self.tensor_or_zeros(side, a) for a in line.args]
+                params = {
+                    k: self.dtype
+                    for k in ("new_dtype", "dtype", "preferred_element_type")
+                    if _is_float(line.op.equation.params.get(k))
+                }
+                if len({jnp.result_type(a) for a in args if _is_float(jnp.result_type(a))}) > 1:
+                    args = [self._cast(a) for a in args]
+                if "accuracy" in line.op.equation.params:
+                    params.setdefault("accuracy", line.op.equation.params["accuracy"])
+                return bind(line.op.equation, args, **params)[0]
+
+    def _elementwise(
+        self, side: int, line: Map, fn: Expr, letters: tuple[tuple[int, ...], ...]
+    ) -> Any:
+        values = [self.tensor(side, a) for a in line.args]
+        args: list[Expr] = [
+            Const(0.0) if v is None else scalar.Arg(i) for i, v in enumerate(values)
+        ]
+        fn = drop_zeros(scalar.substitute(fn, args))
+        if isinstance(fn, Const):
+            return None if fn.value == 0.0 else jnp.full(line.shape, fn.value, self.dtype)
+        arrays = [
+            0.0 if v is None else _at_letters(v, t, len(line.shape))
+            for v, t in zip(values, letters, strict=True)
+        ]
+        return jnp.broadcast_to(scalar.evaluate(fn, arrays), line.shape)
+
+    def _cast(self, value: Any) -> Any:
+        value = jnp.asarray(value)
+        return value.astype(self.dtype) if _is_float(value.dtype) else value
+
+    def tensor_factor(self, side: int, arg: TensorArg, indices: Sequence[Index]) -> Factor | None:
+        """A tensor coefficient read at the letters of a query; None for zero."""
+        value = self.tensor(side, arg.ref)
+        if value is None:
+            return None
+        value = jnp.broadcast_to(value, self._shape(side, arg.ref))
+        axes = tuple(i for i, a in enumerate(arg.letters) if a < 0)
+        value = jnp.squeeze(value, axes)
+        return Factor(value, tuple(indices[a] for a in arg.letters if a >= 0))
+
+    # Rules ----------------------------------------------------------------------------
+
+    def _cov_inputs(self, u: View, a: VecIn, v: View, b: VecIn) -> Sum:
+        if a.name != b.name or (a.per_example and u.side != v.side):
+            return ZERO
+        if a.cov is not None:
+            return (Product((Factor(a.cov.value.astype(self.dtype), u.indices + v.indices),)),)
+        product = Product(self._scale(u.side, a.std) + self._scale(v.side, b.std))
+        if isinstance(a.std, float | int) and a.std == 0.0:
+            return ZERO
+        for x, y in zip(u.indices, v.indices, strict=True):
+            product = self._delta(product, x, y)
+        return (product,)
+
+    def _scale(self, side: int, std: float | TensorArg) -> tuple[Factor, ...]:
+        if isinstance(std, TensorArg):
+            return (Factor(jnp.reshape(self.tensor_or_zeros(side, std.ref), ()), ()),)
+        return () if std == 1.0 else (Factor(np.asarray(float(std)), ()),)
+
+    def _delta(self, product: Product, x: Index, y: Index) -> Product:
+        """`product`, where x and y name the same position."""
+        if x == y:
+            if x.table.size and x.table.min() < 0:
+                return product.times(Factor(np.asarray(x.table >= 0, float), self.plain(x.letters)))
+            return product
+        if _plain_letter(x) and _plain_letter(y):
+            deltas = (*product.deltas, (x.letters[0], y.letters[0]))
+            return Product(product.factors, deltas, product.sums)
+        mask, letters = equality(x, y)
+        return product.times(Factor(mask.astype(float), self.plain(letters)))
+
+    def plain(self, letters: Sequence[Letter]) -> tuple[Index, ...]:
+        """The indices that are these letters."""
+        return tuple(self.letters.identity(a) for a in letters)
+
+    def _cov_now(self, u: View, v: View) -> Sum:
+        a, b = self.line(u), self.line(v)
+        for x, y, line in ((u, v, a), (v, u, b)):
+            if isinstance(line, LinComb):
+                self.steps.append(Step("linear", u, v))
+                return self._expand(x, line, lambda z, y=y: self.cov(z, y), None)
+        if isinstance(a, MatMul) and isinstance(b, MatMul):
+            self.steps.append(Step("matmul", u, v))
+            p, q = self._matrix(u, a), self._matrix(v, b)
+            weights = self._scale(u.side, p.std) + self._scale(v.side, q.std)
+            return self._contract(u, a, v, b, weights)
+        assert isinstance(a, Readout) and isinstance(b, Readout)
+        self.steps.append(Step("readout", u, v))
+        p, q = self._vector(u, a), self._vector(v, b)
+        weights = self._scale(u.side, p.std) + self._scale(v.side, q.std)
+        return self._contract(u, a, v, b, weights)
+
+    def _contract(
+        self, u: View, a: MatMul | Readout, v: View, b: MatMul | Readout, weights: tuple[Factor, ...]
+    ) -> Sum:
+        """sigma^2 sum_k E[Z^x Z^x'], for equal indices of the matrix on both sides."""
+        sums_u = [self.letters.new(s) for s in a.sums]
+        sums_v = [self.letters.new(s) for s in b.sums]
+        shared: set[int] = set()
+        # A summed index of the matrix is one letter for both sides from the start: the
+        # pair of sides then reads a stencil, not all pairs of window positions.
+        for i, j in zip(a.letters, b.letters, strict=True):
+            k, l = i - len(a.shape), j - len(b.shape)
+            if k >= 0 and l >= 0 and l not in shared and sums_u[k] not in sums_v:
+                sums_v[l] = sums_u[k]
+                shared.add(l)
+        full_u = (*u.indices, *self.plain(sums_u))
+        full_v = (*v.indices, *self.plain(sums_v))
+        x = View(u.side, a.x, tuple(compose(m, full_u) for m in a.maps))
+        y = View(v.side, b.x, tuple(compose(m, full_v) for m in b.maps))
+        inner = self.second(x, y)
+        if not inner:
+            return ZERO
+        outer = Product(weights, (), tuple(dict.fromkeys(sums_u + sums_v)))
+        for i, j in zip(a.letters, b.letters, strict=True):
+            if i >= 0:
+                outer = self._delta(outer, full_u[i], full_v[j])
+        return _times((outer,), inner)
+
+    def _expand(
+        self,
+        u: View,
+        line: LinComb,
+        ask: Callable[[View], Sum],
+        other: View | None,
+        constants: bool = False,
+    ) -> Sum:
+        """A linear question about a linear combination: one answer a term.
+
+        Args:
+            u: the view of the combination.
+            line: the combination.
+            ask: the question, to be asked of every term.
+            other: the other side of a second moment, whose mean meets the constants.
+            constants: the question is the mean itself.
+        """
+        total: Sum = ZERO
+        for term in line.terms:
+            sums = [self.letters.new(s) for s in term.sums]
+            full = (*u.indices, *self.plain(sums))
+            coefficients = self.coefficients(u, term, full)
+            if coefficients is None:
+                continue
+            if term.x is not None:
+                inner = ask(View(u.side, term.x, tuple(compose(m, full) for m in term.maps)))
+            elif constants:
+                inner = (Product(),)
+            else:
+                inner = ZERO if other is None else self.mean(other)
+            total += tuple(p.times(*coefficients, sums=sums) for p in inner)
+        return total
+
+    def coefficients(
+        self, u: View, term: Term, full: Sequence[Index]
+    ) -> tuple[Factor, ...] | None:
+        """The coefficients of a term at the letters of a query; None for zero."""
+        if term.scale == 0.0:
+            return None
+        factors = [] if term.scale == 1.0 else [Factor(np.asarray(term.scale), ())]
+        for arg in term.tensors:
+            factor = self.tensor_factor(u.side, arg, full)
+            if factor is None:
+                return None
+            factors.append(factor)
+        read = {a for m in term.maps for a in m.letters}
+        for i, index in enumerate(u.indices):
+            # Outside the result there is nothing, whatever the term reads there.
+            if index.table.size and index.table.min() < 0 and i not in read:
+                mask = np.asarray(index.table >= 0, float)
+                factors.append(Factor(mask, self.plain(index.letters)))
+        return tuple(factors)
+
+    def _input_mean(self, u: View, line: VecIn) -> Sum:
+        if isinstance(line.mean, float | int):
+            if line.mean == 0.0:
+                return ZERO
+            return (Product((Factor(np.asarray(float(line.mean)), ()),)),)
+        if not line.mean.value.any():
+            return ZERO
+        return (Product((Factor(line.mean.value.astype(self.dtype), u.indices),)),)
+
+    def _second_now(self, u: View, v: View) -> Sum:
+        for x, y in ((u, v), (v, u)):
+            line = self.line(x)
+            if isinstance(line, LinComb) and not self.is_gaussian(x.side, x.ref):
+                self.steps.append(Step("linear", u, v))
+                return self._expand(x, line, lambda z, y=y: self.second(z, y), y)
+        self.steps.append(Step("nonlin", u, v))
+        out = sorted({a for x in (u, v) for i in x.indices for a in i.letters})
+        pair = [(x.side, x.ref, x.indices) for x in (u, v)]
+        return expectation(self, pair, tuple(out))
+
+    def _nonlin_mean(self, u: View) -> Sum:
+        key = (u.side, u.ref)
+        if key not in self._means:
+            view, letters = self.view(u.ref, u.side)
+            self.steps.append(Step("mean", view, None))
+            total = expectation(self, [(u.side, u.ref, view.indices)], letters)
+            value = materialise(total, self.letters, letters)
+            self._means[key] = self._full(value, letters)
+        value = self._means[key]
+        return ZERO if value is None else (Product((Factor(value, u.indices),)),)
+
+    # The memo -------------------------------------------------------------------------
+
+    def _memo(
+        self, what: str, u: View, v: View, compute: Callable[[View, View], Sum]
+    ) -> Sum:
+        """The answer at canonical letters, computed once, read at the letters asked."""
+        if _disjoint(u, v):
+            return ZERO
+        if (v.side, v.ref) < (u.side, u.ref):
+            u, v = v, u
+        key, letters_u, letters_v, read = self._canonical(what, u, v)
+        if key not in self._pairs:
+            x = View(u.side, u.ref, letters_u)
+            y = View(v.side, v.ref, letters_v)
+            out = [i.letters[0] for i in letters_u if i.letters]
+            out += [i.letters[0] for i in letters_v if i.letters and i.letters[0] not in out]
+            value = materialise(compute(x, y), self.letters, out)
+            if value is not None:
+                value = self._exact_diagonal(what, u, v, letters_u, letters_v, out, value)
+            self._pairs[key] = (value, tuple(out))
+        value, out = self._pairs[key]
+        if value is None:
+            return ZERO
+        kept = [i for i, s in enumerate(value.shape) if s != 1]
+        dropped = tuple(i for i in range(value.ndim) if i not in kept)
+        outside = [
+            Factor((read[i].table >= 0).astype(float), self.plain(read[i].letters))
+            for i in dropped
+            if read[i].table.size and read[i].table.min() < 0
+        ]
+        array = jnp.squeeze(value, dropped)
+        return (Product((Factor(array, tuple(read[i] for i in kept)), *outside)),)
+
+    def _canonical(
+        self, what: str, u: View, v: View
+    ) -> tuple[_Canonical, tuple[Index, ...], tuple[Index, ...], list[Index]]:
+        """Which axes are aligned, fixed or free; fresh letters; how to read the result."""
+        shape_u, shape_v = self._shape(u.side, u.ref), self._shape(v.side, v.ref)
+        axes_u: list[tuple[str, int]] = []
+        axes_v: list[tuple[str, int]] = [("free", 0)] * len(shape_v)
+        at_u: list[Index] = []
+        at_v: list[Index | None] = [None] * len(shape_v)
+        read: list[Index] = []
+        for i, index in enumerate(u.indices):
+            if not index.letters and index.table >= 0:
+                axes_u.append(("fixed", int(index.table)))
+                at_u.append(index)
+                continue
+            letter = self.letters.new(shape_u[i])
+            at_u.append(self.letters.identity(letter))
+            read.append(index)
+            partner = next(
+                (
+                    j
+                    for j, other in enumerate(v.indices)
+                    if at_v[j] is None and other == index and shape_v[j] == shape_u[i]
+                ),
+                None,
+            )
+            if partner is None:
+                axes_u.append(("free", 0))
+            else:
+                axes_u.append(("aligned", partner))
+                axes_v[partner] = ("aligned", i)
+                at_v[partner] = self.letters.identity(letter)
+        for j, index in enumerate(v.indices):
+            if at_v[j] is not None:
+                continue
+            if not index.letters and index.table >= 0:
+                axes_v[j] = ("fixed", int(index.table))
+                at_v[j] = index
+            else:
+                at_v[j] = self.letters.identity(self.letters.new(shape_v[j]))
+                read.append(index)
+        key = _Canonical(what, u.side, u.ref, v.side, v.ref, tuple(axes_u), tuple(axes_v))
+        return key, tuple(at_u), tuple(i for i in at_v if i is not None), read
+
+    def _exact_diagonal(
+        self,
+        what: str,
+        u: View,
+        v: View,
+        at_u: tuple[Index, ...],
+        at_v: tuple[Index, ...],
+        out: list[Letter],
+        value: Any,
+    ) -> Any:
+        """Equal positions of one line are one variable: no bivariate formula at rho = 1."""
+        if (u.side, u.ref) != (v.side, v.ref) or at_u == at_v or what != "second":
+            return value
+        if any(not i.letters or not j.letters for i, j in zip(at_u, at_v, strict=True)):
+            return value
+        exact = self._memo(what, View(u.side, u.ref, at_u), View(u.side, u.ref, at_u), self._second_now)
+        diagonal = materialise(exact, self.letters, out)
+        if diagonal is None:
+            return value
+        mask = np.ones((1,) * len(out), bool)
+        for i, j in zip(at_u, at_v, strict=True):
+            if i != j:
+                p, q = out.index(i.letters[0]), out.index(j.letters[0])
+                shape = [1] * len(out)
+                shape[p], shape[q] = i.table.size, j.table.size
+                mask = mask & np.eye(i.table.size, dtype=bool).reshape(shape)
+        return jnp.where(mask, diagonal, value)
+
+    # Small questions ------------------------------------------------------------------
+
+    def line(self, u: View) -> Any:
+        """The line behind a view."""
+        return self.sides[u.side].program.lines[u.ref]
+
+    def _shape(self, side: int, ref: int) -> tuple[int, ...]:
+        return self.sides[side].program.types[ref].shape
+
+    def is_gaussian(self, side: int, ref: int) -> bool:
+        """Whether a line is Gaussian in the limit: a G-line or a finite output."""
+        t = self.sides[side].program.types[ref]
+        return isinstance(t, Output) or (isinstance(t, Vector) and t.kind == "G")
+
+    def _lazy(self, line: LinComb) -> bool:
+        """A single term that only moves positions stays symbolic."""
+        return len(line.terms) == 1 and not line.terms[0].tensors and not line.terms[0].sums
+
+    def _matrix(self, u: View, line: MatMul) -> MatIn:
+        matrix = self.sides[u.side].program.lines[line.matrix]
+        if not isinstance(matrix, MatIn):
+            raise UnsupportedError(
+                f"Line `{line.name}` multiplies by the transpose `{matrix.name}`: the limit of "
+                "programs with transposes is not available in this version. Use "
+                "`simulate`, or a fresh matrix where independence is meant."
+            )
+        return matrix
+
+    def _vector(self, u: View, line: Readout) -> VecIn:
+        vector = self.sides[u.side].program.lines[line.v]
+        assert isinstance(vector, VecIn)
+        return vector
+
+    def _full(self, value: Any, letters: Sequence[Letter]) -> Any:
+        if value is None:
+            return None
+        return jnp.broadcast_to(value, tuple(self.letters.sizes[a] for a in letters))
+
+
+def drop_zeros(expr: Expr) -> Expr:
+    """`expr` with structural zeros carried through: 0 * x is 0, x + 0 is x."""
+    if not isinstance(expr, scalar.Call):
+        return expr
+    args = tuple(drop_zeros(a) for a in expr.args)
+    zero = Const(0.0)
+    match expr.op, args:
+        case ("mul", (a, b)) if zero in (a, b):
+            return zero
+        case ("div", (a, _)) if a == zero:
+            return zero
+        case ("sub", (a, b)) if a == zero:
+            return scalar.call("neg", b)
+    return scalar.call(expr.op, *args)
+
+
+def _times(x: Sum, y: Sum) -> Sum:
+    return tuple(
+        Product(p.factors + q.factors, p.deltas + q.deltas, p.sums + q.sums) for p in x for q in y
+    )
+
+
+def _scaled(x: Sum, scale: float) -> Sum:
+    return tuple(p.times(Factor(np.asarray(scale), ())) for p in x)
+
+
+def _disjoint(u: View, v: View) -> bool:
+    """Whether at no value of the shared letters both sides are inside."""
+    shared = {a for i in u.indices for a in i.letters} & {a for i in v.indices for a in i.letters}
+    if not shared or all(inside(i) for x in (u, v) for i in x.indices):
+        return False
+    order = sorted(shared)
+    both = np.ones((1,) * len(order), bool)
+    for x in (u, v):
+        for index in x.indices:
+            valid = index.table >= 0
+            other = tuple(n for n, a in enumerate(index.letters) if a not in shared)
+            valid = valid.any(axis=other)
+            kept = iter(valid.shape)
+            both = both & valid.reshape([next(kept) if a in index.letters else 1 for a in order])
+    return not both.any()
+
+
+def _plain_letter(index: AxisMap) -> bool:
+    return len(index.letters) == 1 and index.is_identity
+
+
+def _at_letters(value: Any, letters: tuple[int, ...], ndim: int) -> Any:
+    """A tensor with its axes moved to the letters of a result of `ndim` letters."""
+    value = jnp.squeeze(value, tuple(i for i, a in enumerate(letters) if a < 0))
+    used = [a for a in letters if a >= 0]
+    value = jnp.transpose(value, np.argsort(used)) if used else value
+    shape = iter(value.shape)
+    return value.reshape([next(shape) if a in used else 1 for a in range(ndim)])
+
+
+def _is_float(dtype: Any) -> bool:
+    return dtype is not None and jnp.issubdtype(dtype, jnp.floating)

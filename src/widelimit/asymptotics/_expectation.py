@@ -1,0 +1,375 @@
+"""Expectations of products of lines, as expectations over groups of Gaussian leaves.
+
+Every line is a sum of products of *atoms*: functions of Gaussian lines, its leaves. For a
+product of lines, atoms that share or correlate leaves form a group; groups are
+independent and their expectations multiply. A group that is one centred Gaussian to an
+odd power is a structural zero, and so is the whole term: this is how gradient
+independence, and the vanishing of cross terms, come out by themselves.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from .. import gaussian, scalar
+from .._errors import UnsupportedError
+from ..program import LinComb, Moment, Nonlin
+from ..scalar import Arg, Call, Const, Expr
+from ._index import Index, Letter, View, clipped, compose, inside
+from ._product import Factor, Product, Sum, materialise
+
+if TYPE_CHECKING:
+    from ._engine import Engine
+
+# Beyond these sizes a product of sums is kept whole, as one function of its leaves.
+_MAX_PIECES = 32
+_MAX_LEAVES = 64
+
+Asked = tuple[int, "int | Moment", tuple[Index, ...]]
+"""A side, a line of it (or a Moment's function), and the indices it is read at."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Atom:
+    """A function of Gaussian leaves: Arg(0..) are the leaves, the rest parameters."""
+
+    fn: Expr
+    leaves: tuple[View, ...]
+    params: tuple[Factor, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Piece:
+    """A product of atoms and coefficients, summed over letters."""
+
+    atoms: tuple[Atom, ...] = ()
+    factors: tuple[Factor, ...] = ()
+    sums: tuple[Letter, ...] = ()
+
+    def __mul__(self, other: "Piece") -> "Piece":
+        return Piece(
+            self.atoms + other.atoms, self.factors + other.factors, self.sums + other.sums
+        )
+
+
+def expectation(engine: "Engine", asked: Sequence[Asked], out: Sequence[Letter]) -> Sum:
+    """E of the product of the lines asked for, over the letters `out`."""
+    pieces = [Piece()]
+    for one in asked:
+        pieces = [p * q for p in pieces for q in _Expansion(engine).asked(one)]
+    total: Sum = ()
+    for piece in pieces:
+        total += _piece(engine, piece, tuple(out))
+    return total
+
+
+def _piece(engine: "Engine", piece: Piece, out: tuple[Letter, ...]) -> Sum:
+    letters = out + tuple(s for s in piece.sums if s not in out)
+    leaves: dict[tuple[Any, ...], int] = {}
+    views: list[View] = []
+    placed: list[tuple[Atom, tuple[int, ...]]] = []
+    for atom in piece.atoms:
+        numbers = []
+        for view in atom.leaves:
+            key = (view.side, view.ref, view.indices)
+            if key not in leaves:
+                leaves[key] = len(views)
+                views.append(view)
+            numbers.append(leaves[key])
+        placed.append((atom, tuple(numbers)))
+    moments = _Moments(engine, views, letters)
+    factors: list[Factor] = []
+    for group in _groups(placed, moments):
+        value = _group(engine, group, moments, letters)
+        if value is None:
+            return ()
+        factors.append(_as_factor(engine, value, letters))
+    return (Product(piece.factors + tuple(factors), (), piece.sums),)
+
+
+class _Moments:
+    """Means and covariances of the leaves, at the letters of the piece."""
+
+    def __init__(self, engine: "Engine", views: Sequence[View], letters: tuple[Letter, ...]) -> None:
+        self._engine, self._views, self._letters = engine, views, letters
+        self._cov: dict[tuple[int, int], Any] = {}
+
+    def mean(self, i: int) -> Any:
+        """The mean of leaf i; the Python number 0.0 for a structural zero."""
+        value = materialise(self._engine.mean(self._views[i]), self._engine.letters, self._letters)
+        return 0.0 if value is None else value
+
+    def cov(self, i: int, j: int) -> Any:
+        """The covariance of leaves i and j; None for a structural zero."""
+        key = (min(i, j), max(i, j))
+        if key not in self._cov:
+            total = self._engine.cov(self._views[key[0]], self._views[key[1]])
+            self._cov[key] = materialise(total, self._engine.letters, self._letters)
+        return self._cov[key]
+
+
+_Placed = tuple[Atom, tuple[int, ...]]
+
+
+def _groups(placed: Sequence[_Placed], moments: _Moments) -> list[list[_Placed]]:
+    """Atoms joined when they share a leaf or have correlated leaves."""
+    groups: list[list[_Placed]] = []
+    for item in placed:
+        joined = [g for g in groups if any(_connected(item, other, moments) for other in g)]
+        groups = [g for g in groups if g not in joined]
+        groups.append([x for g in joined for x in g] + [item])
+    return groups
+
+
+def _connected(x: _Placed, y: _Placed, moments: _Moments) -> bool:
+    return any(i == j or moments.cov(i, j) is not None for i in x[1] for j in y[1])
+
+
+def _group(
+    engine: "Engine", group: Sequence[_Placed], moments: _Moments, letters: tuple[Letter, ...]
+) -> Any:
+    numbers = sorted({i for _, ns in group for i in ns})
+    means = [moments.mean(i) for i in numbers]
+    linear = all(atom.fn == Arg(0) and len(ns) == 1 for atom, ns in group)
+    centred = all(isinstance(m, float) and m == 0.0 for m in means)
+    if linear and centred and len(group) % 2:
+        return None
+    if linear and len(group) == 1:
+        return means[0]
+    cov = [[moments.cov(i, j) for j in numbers] for i in numbers]
+    params: list[Any] = []
+    functions: list[Expr] = []
+    for atom, ns in group:
+        at: list[Expr] = [Arg(numbers.index(i)) for i in ns]
+        for factor in atom.params:
+            at.append(Arg(len(numbers) + len(params)))
+            params.append(materialise((Product((factor,)),), engine.letters, letters))
+        functions.append(scalar.substitute(atom.fn, at))
+    # A leaf of structurally zero variance is its mean.
+    zero = jnp.zeros((1,) * len(letters), engine.dtype)
+    for i in range(len(numbers)):
+        cov[i][i] = zero if cov[i][i] is None else cov[i][i]
+    route = gaussian.route(functions, len(numbers))
+    engine.routes[route] = gaussian.is_exact(functions, len(numbers))
+    return gaussian.expect(functions, means, cov, params, accuracy=engine.accuracy)
+
+
+def _as_factor(engine: "Engine", value: Any, letters: tuple[Letter, ...]) -> Factor:
+    value = jnp.asarray(value, engine.dtype)
+    value = value.reshape((1,) * (len(letters) - value.ndim) + value.shape)
+    kept = [i for i, s in enumerate(value.shape) if s != 1]
+    array = jnp.squeeze(value, tuple(i for i in range(value.ndim) if i not in kept))
+    return Factor(array, tuple(engine.letters.identity(letters[i]) for i in kept))
+
+
+class _Expansion:
+    """The lines asked for, as sums of products of atoms."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+
+    def asked(self, one: Asked) -> list[Piece]:
+        side, what, indices = one
+        if isinstance(what, Moment):
+            return self._function(what.fn, side, what, indices)
+        return self.view(View(side, what, indices))
+
+    def view(self, view: View) -> list[Piece]:
+        engine = self._engine
+        mask, view = self.unmask(view)
+        if engine.is_gaussian(view.side, view.ref):
+            return [Piece((Atom(Arg(0), (view,)),), mask)]
+        line = engine.line(view)
+        if isinstance(line, Nonlin):
+            pieces = self._function(line.fn, view.side, line, view.indices)
+            return [Piece((), mask) * p for p in pieces]
+        assert isinstance(line, LinComb)
+        pieces = []
+        for term in line.terms:
+            sums = [engine.letters.new(s) for s in term.sums]
+            full = (*view.indices, *engine.plain(sums))
+            coefficients = engine.coefficients(view, term, full)
+            if coefficients is None:
+                continue
+            piece = Piece((), mask + coefficients, tuple(sums))
+            if term.x is None:
+                pieces.append(piece)
+                continue
+            inner = View(view.side, term.x, tuple(compose(m, full) for m in term.maps))
+            pieces += [piece * p for p in self.view(inner)]
+        return pieces
+
+    def unmask(self, view: View) -> tuple[tuple[Factor, ...], View]:
+        """A view that reads nothing outside, and the factor that makes up for it."""
+        masks = tuple(
+            Factor(np.asarray(i.table >= 0, float), self._engine.plain(i.letters))
+            for i in view.indices
+            if not inside(i)
+        )
+        return masks, View(view.side, view.ref, tuple(clipped(i) for i in view.indices))
+
+    def _function(
+        self, fn: Expr, side: int, line: Nonlin | Moment, indices: tuple[Index, ...]
+    ) -> list[Piece]:
+        def vectors(e: Expr) -> frozenset[int]:
+            match e:
+                case Arg(i):
+                    return frozenset(line.xs[i : i + 1])
+                case Const():
+                    return frozenset()
+                case Call(_, args):
+                    return frozenset().union(*(vectors(a) for a in args))
+
+        def alone(e: Expr) -> bool:
+            """Whether it is a function of one Gaussian line: nothing to split."""
+            used = vectors(e)
+            return len(used) == 1 and self._engine.is_gaussian(side, next(iter(used)))
+
+        def pieces(e: Expr) -> list[Piece]:
+            if not vectors(e):
+                factor = self._coefficient(e, side, line, indices)
+                return [] if factor is None else [Piece((), (factor,))]
+            if not isinstance(e, Arg) and alone(e):
+                return [self._opaque(e, side, line, indices)]
+            match e:
+                case Arg(i):
+                    return self.view(View(side, line.xs[i], indices))
+                case Call("neg", (x,)):
+                    return [minus * p for p in pieces(x)]
+                case Call("add", (x, y)) if vectors(x) != vectors(y):
+                    return pieces(x) + pieces(y)
+                case Call("sub", (x, y)) if vectors(x) != vectors(y):
+                    return pieces(x) + [minus * p for p in pieces(y)]
+                case Call("mul", (x, y)):
+                    a, b = pieces(x), pieces(y)
+                    if len(a) * len(b) <= _MAX_PIECES:
+                        return [p * q for p in a for q in b]
+                case Call("div", (x, y)) if not vectors(y):
+                    inverse = self._coefficient(Call("div", (Const(1.0), y)), side, line, indices)
+                    assert inverse is not None
+                    return [Piece((), (inverse,)) * p for p in pieces(x)]
+                case _:
+                    pass
+            return [self._opaque(e, side, line, indices)]
+
+        minus = Piece((), (Factor(np.asarray(-1.0), ()),))
+        return pieces(fn)
+
+    def _coefficient(
+        self, e: Expr, side: int, line: Nonlin | Moment, indices: tuple[Index, ...]
+    ) -> Factor | None:
+        """An expression of tensors alone, as an array at the letters it depends on."""
+        engine = self._engine
+        if isinstance(e, Const):
+            return None if e.value == 0.0 else Factor(np.asarray(e.value), ())
+        args = [
+            engine.tensor_factor(side, t, indices) for t in line.tensors
+        ]
+        letters = tuple(sorted({a for f in args if f is not None for a in f.letters()}))
+        values: list[Any] = [0.0] * len(line.xs)
+        for f in args:
+            values.append(
+                0.0 if f is None else materialise((Product((f,)),), engine.letters, letters)
+            )
+        value = scalar.evaluate(e, values)
+        return _as_factor(engine, value, letters)
+
+    def _opaque(
+        self, e: Expr, side: int, line: Nonlin | Moment, indices: tuple[Index, ...]
+    ) -> Piece:
+        """A function that does not split: one atom of all its leaves."""
+        whole = _Composite(self._engine, self)
+        fn = whole.function(e, side, line, indices)
+        return Piece((whole.atom(fn),))
+
+
+class _Composite:
+    """One function of Gaussian leaves, built through the lines between."""
+
+    def __init__(self, engine: "Engine", expansion: _Expansion) -> None:
+        self._engine, self._expansion = engine, expansion
+        self._leaves: list[View] = []
+        self._params: list[Factor] = []
+
+    def atom(self, fn: Expr) -> Atom:
+        """Leaves were numbered 0, 2, 4.. and parameters 1, 3, 5..: put leaves first."""
+        count = len(self._leaves)
+        places: list[Expr] = [Const(0.0)] * (2 * max(count, len(self._params), 1))
+        for i in range(count):
+            places[2 * i] = Arg(i)
+        for i in range(len(self._params)):
+            places[2 * i + 1] = Arg(count + i)
+        return Atom(scalar.substitute(fn, places), tuple(self._leaves), tuple(self._params))
+
+    def function(
+        self, fn: Expr, side: int, line: Nonlin | Moment, indices: tuple[Index, ...]
+    ) -> Expr:
+        args = [self._view(View(side, x, indices)) for x in line.xs]
+        for t in line.tensors:
+            args.append(self._param(self._engine.tensor_factor(side, t, indices)))
+        return scalar.substitute(fn, args)
+
+    def _param(self, factor: Factor | None) -> Expr:
+        if factor is None:
+            return Const(0.0)
+        if isinstance(factor.array, np.ndarray) and factor.array.ndim == 0:
+            return Const(float(factor.array))
+        self._params.append(factor)
+        return Arg(2 * len(self._params) - 1)
+
+    def _leaf(self, view: View) -> Expr:
+        if view not in self._leaves:
+            self._leaves.append(view)
+            if len(self._leaves) > _MAX_LEAVES:
+                line = self._engine.line(view)
+                raise UnsupportedError(
+                    f"A nonlinearity of more than {_MAX_LEAVES} Gaussian vectors at once "
+                    f"(through line `{line.name}`{_at(line.source)}) is not covered."
+                )
+        return Arg(2 * self._leaves.index(view))
+
+    def _view(self, view: View) -> Expr:
+        engine = self._engine
+        masks, view = self._expansion.unmask(view)
+        if engine.is_gaussian(view.side, view.ref):
+            inner = self._leaf(view)
+        else:
+            line = engine.line(view)
+            if isinstance(line, Nonlin):
+                inner = self.function(line.fn, view.side, line, view.indices)
+            else:
+                inner = self._combination(view, line)
+        for mask in masks:
+            inner = scalar.call("mul", self._param(mask), inner)
+        return inner
+
+    def _combination(self, view: View, line: LinComb) -> Expr:
+        engine = self._engine
+        total: Expr = Const(0.0)
+        for term in line.terms:
+            for position in np.ndindex(*term.sums):
+                # Every summed position is a leaf of its own here.
+                at = tuple(_constant_index(k) for k in position)
+                full = (*view.indices, *at)
+                coefficients = engine.coefficients(view, term, full)
+                if coefficients is None:
+                    continue
+                value: Expr = Const(1.0)
+                for factor in coefficients:
+                    value = scalar.call("mul", value, self._param(factor))
+                if term.x is not None:
+                    maps = tuple(compose(m, full) for m in term.maps)
+                    value = scalar.call("mul", value, self._view(View(view.side, term.x, maps)))
+                total = scalar.call("add", total, value)
+        return total
+
+
+def _constant_index(value: int) -> Index:
+    return Index((), np.asarray(value))
+
+
+def _at(source: str) -> str:
+    return f", {source}" if source else ""

@@ -1,0 +1,271 @@
+"""Lazy sums of products: the values that a query returns before it is evaluated.
+
+A `Product` is the sum, over some letters, of a product of arrays read at indices and of
+Kronecker deltas between letters. Keeping the deltas symbolic turns the covariance of
+`x @ U` and `x' @ U` into one contraction of x with x', and keeping the indices symbolic
+turns a convolution into shifts and additions.
+"""
+
+import dataclasses
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ..program import AxisMap
+from ._index import Index, Letter, Letters, compose
+
+# Axes up to this size are summed by shifting and adding rather than by gathering.
+_SHIFTS = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Factor:
+    """An array; axis `i` is read at `indices[i]`."""
+
+    array: Any
+    indices: tuple[Index, ...]
+
+    def letters(self) -> set[Letter]:
+        """The letters that the factor depends on."""
+        return {a for i in self.indices for a in i.letters}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Product:
+    """The sum over `sums` of the product of `factors` and deltas."""
+
+    factors: tuple[Factor, ...] = ()
+    deltas: tuple[tuple[Letter, Letter], ...] = ()
+    sums: tuple[Letter, ...] = ()
+
+    def times(self, *factors: Factor, sums: Sequence[Letter] = ()) -> "Product":
+        """This product with more factors and more summed letters."""
+        return Product(self.factors + factors, self.deltas, self.sums + tuple(sums))
+
+
+Sum = tuple[Product, ...]
+"""A sum of products; the empty sum is a structural zero."""
+
+
+def materialise(total: Sum, letters: Letters, out: Sequence[Letter]) -> Any:
+    """The array of a sum over `out`, one axis a letter, of size 1 where constant.
+
+    Returns None for a structural zero.
+    """
+    arrays = [_evaluate(p, letters, tuple(out)) for p in total]
+    if not arrays:
+        return None
+    result = arrays[0]
+    for a in arrays[1:]:
+        result = result + a
+    return result
+
+
+def _evaluate(product: Product, letters: Letters, out: tuple[Letter, ...]) -> Any:
+    factors, sums = _resolve_deltas(product, letters, out)
+    count = 1
+    for letter in sums:
+        if not any(letter in f.letters() for f in factors):
+            count *= letters.sizes[letter]
+    sums = [s for s in sums if any(s in f.letters() for f in factors)]
+    plain: list[Factor] = []
+    for i, factor in enumerate(factors):
+        others = {a for j, f in enumerate(factors) if j != i for a in f.letters()}
+        private = [s for s in sums if s in factor.letters() and s not in others]
+        plain.append(_plain(factor, private, letters))
+    result = _einsum(plain, out, letters)
+    return result if count == 1 else count * result
+
+
+def _resolve_deltas(
+    product: Product, letters: Letters, out: tuple[Letter, ...]
+) -> tuple[list[Factor], list[Letter]]:
+    factors, sums = list(product.factors), list(product.sums)
+    deltas = list(product.deltas)
+    while deltas:
+        a, b = deltas.pop()
+        if a == b:
+            continue
+        if a in sums:
+            a, b = b, a
+        if b not in sums:
+            size = letters.sizes[a]
+            eye = np.eye(size)
+            factors.append(Factor(eye, (letters.identity(a), letters.identity(b))))
+            continue
+        sums.remove(b)
+        factors = [_rename(f, b, a, letters) for f in factors]
+        deltas = [(a if x == b else x, a if y == b else y) for x, y in deltas]
+    return factors, sums
+
+
+def _rename(factor: Factor, old: Letter, new: Letter, letters: Letters) -> Factor:
+    if old not in factor.letters():
+        return factor
+
+    def rename(index: Index) -> Index:
+        if old not in index.letters:
+            return index
+        local = AxisMap(tuple(range(len(index.letters))), index.table)
+        return compose(local, [letters.identity(new if a == old else a) for a in index.letters])
+
+    return Factor(factor.array, tuple(rename(i) for i in factor.indices))
+
+
+def _plain(factor: Factor, private: Sequence[Letter], letters: Letters) -> Factor:
+    """The factor with every index a letter; private sums done by shifting and adding."""
+    for letter in private:
+        touched = [i for i in factor.indices if letter in i.letters]
+        shifting = any(len(i.letters) > 1 or not i.is_identity for i in touched)
+        if shifting and letters.sizes[letter] <= _SHIFTS:
+            factor = _sum_letter(factor, letter, letters)
+    if all(_is_letter(i) for i in factor.indices):
+        return factor
+    seen: set[Letter] = set()
+    for index in factor.indices:
+        if seen & set(index.letters):
+            return _gather(factor, letters)
+        seen |= set(index.letters)
+    array, indices = factor.array, []
+    for index in factor.indices:
+        axis = len(indices)
+        array = _take(array, index, axis)
+        indices += [letters.identity(a) for a in index.letters]
+    return Factor(array, tuple(indices))
+
+
+def _is_letter(index: Index) -> bool:
+    return len(index.letters) == 1 and index.is_identity
+
+
+def _sum_letter(factor: Factor, letter: Letter, letters: Letters) -> Factor:
+    total: Any = None
+    fixed: tuple[Index, ...] = ()
+    for value in range(letters.sizes[letter]):
+        indices = tuple(_fix(i, letter, value) for i in factor.indices)
+        shifted = _shift_touched(Factor(factor.array, indices), factor, letter, letters)
+        total = shifted.array if total is None else total + shifted.array
+        fixed = shifted.indices
+    return Factor(total, fixed)
+
+
+def _shift_touched(now: Factor, before: Factor, letter: Letter, letters: Letters) -> Factor:
+    """`now` with the axes that depended on `letter` read; the others are left lazy."""
+    touched = [letter in i.letters for i in before.indices]
+    counts: dict[Letter, int] = {}
+    for index in now.indices:
+        for a in index.letters:
+            counts[a] = counts.get(a, 0) + 1
+    if any(counts[a] > 1 for i, t in zip(now.indices, touched, strict=True) if t for a in i.letters):
+        return _gather(now, letters)
+    array, indices = now.array, []
+    for index, t in zip(now.indices, touched, strict=True):
+        axis = len(indices)
+        if t:
+            array = _take(array, index, axis)
+            indices += [letters.identity(a) for a in index.letters]
+        else:
+            indices.append(index)
+    return Factor(array, tuple(indices))
+
+
+def _fix(index: Index, letter: Letter, value: int) -> Index:
+    if letter not in index.letters:
+        return index
+    axis = index.letters.index(letter)
+    rest = tuple(a for a in index.letters if a != letter)
+    return AxisMap(rest, np.take(index.table, value, axis=axis))
+
+
+def _take(array: Any, index: Index, axis: int) -> Any:
+    """Read one axis at a table; the axis is replaced by those of the table."""
+    size, table = array.shape[axis], index.table
+    if table.ndim == 1 and np.array_equal(table, np.arange(size)):
+        return array
+    if size == 0:
+        return jnp.zeros(array.shape[:axis] + table.shape + array.shape[axis + 1 :], array.dtype)
+    if table.ndim == 1 and (shifted := _shift(array, table, axis)) is not None:
+        return shifted
+    taken = jnp.take(array, np.maximum(table, 0), axis=axis)
+    if table.size and table.min() < 0:
+        mask = (table >= 0).reshape(table.shape + (1,) * (array.ndim - axis - 1))
+        taken = jnp.where(mask, taken, jnp.zeros((), taken.dtype))
+    return taken
+
+
+def _shift(array: Any, table: np.ndarray, axis: int) -> Any:
+    """A strided slice with zeros at both ends, or None if the table is not one."""
+    valid = np.flatnonzero(table >= 0)
+    if valid.size == 0:
+        shape = array.shape[:axis] + (table.size,) + array.shape[axis + 1 :]
+        return jnp.zeros(shape, array.dtype)
+    first, last = valid[0], valid[-1]
+    run = table[first : last + 1]
+    steps = np.diff(run)
+    if (run < 0).any() or (steps.size and (steps != steps[0]).any()):
+        return None
+    stride = int(steps[0]) if steps.size else 1
+    if stride < 1:
+        return None
+    sliced = lax.slice_in_dim(array, int(run[0]), int(run[-1]) + 1, stride, axis=axis)
+    before, after = int(first), int(table.size - 1 - last)
+    if before == after == 0:
+        return sliced
+    config = [(0, 0, 0)] * array.ndim
+    config[axis] = (before, after, 0)
+    return lax.pad(sliced, jnp.zeros((), array.dtype), config)
+
+
+def _gather(factor: Factor, letters: Letters) -> Factor:
+    """Read all axes at once, for indices that share letters."""
+    order = sorted(factor.letters())
+    tables, mask = [], np.ones((1,) * len(order), bool)
+    for index in factor.indices:
+        shape = iter(index.table.shape)
+        table = index.table.reshape([next(shape) if a in index.letters else 1 for a in order])
+        mask = mask & (table >= 0)
+        tables.append(np.maximum(table, 0))
+    taken = jnp.asarray(factor.array)[tuple(tables)]
+    if not mask.all():
+        taken = jnp.where(mask, taken, jnp.zeros((), taken.dtype))
+    return Factor(taken, tuple(letters.identity(a) for a in order))
+
+
+def _einsum(factors: Sequence[Factor], out: tuple[Letter, ...], letters: Letters) -> Any:
+    names = {}
+
+    def name(letter: Letter) -> str:
+        if letter not in names:
+            names[letter] = string.ascii_letters[len(names)]
+        return names[letter]
+
+    terms = ["".join(name(i.letters[0]) for i in f.indices) for f in factors]
+    present = {a for f in factors for a in f.letters()}
+    kept = [a for a in out if a in present]
+    target = "".join(name(a) for a in kept)
+    arrays = [f.array for f in factors]
+    if not arrays:
+        value = jnp.ones(())
+    elif len(arrays) == 1 and terms[0] == target:
+        value = jnp.asarray(arrays[0])
+    elif not any(terms):
+        value = arrays[0]
+        for a in arrays[1:]:
+            value = value * a
+        value = jnp.asarray(value)
+    else:
+        dtype = jnp.result_type(*(a for a in arrays if not isinstance(a, np.ndarray)), jnp.float32)
+        if all(isinstance(a, np.ndarray) for a in arrays):
+            dtype = jnp.result_type(float)
+        value = jnp.einsum(
+            ",".join(terms) + "->" + target,
+            *(jnp.asarray(a, dtype) for a in arrays),
+            optimize="optimal" if len(arrays) < 6 else "greedy",
+            precision=lax.Precision.HIGHEST,
+        )
+    shape = [letters.sizes[a] if a in present else 1 for a in out]
+    return value.reshape(shape)

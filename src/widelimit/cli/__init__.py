@@ -1,0 +1,3 @@
+"""The command `widelimit`."""
+
+from ._main import main as main

@@ -1,0 +1,1 @@
+"""Networks in plain JAX; `widelimit show widelimit.examples.digits:cnn` reads one."""

@@ -1,0 +1,6 @@
+"""The network at finite width: drawing it, and comparing it with its limit."""
+
+from ._check import check as check
+from ._network import at as at
+from ._report import Check as Check
+from ._report import Row as Row

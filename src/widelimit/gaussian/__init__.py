@@ -1,0 +1,13 @@
+"""Expectations of functions of jointly Gaussian variables.
+
+`expect` is what the compiler calls: traced, batched, differentiable. `estimate` is
+the same for concrete numbers, with an error bar on every one.
+"""
+
+from ._estimate import Accuracy as Accuracy
+from ._estimate import Estimate as Estimate
+from ._expect import expect as expect
+from ._expect import is_exact as is_exact
+from ._expect import route as route
+from ._growth import growth as growth
+from ._host import estimate as estimate

@@ -1,0 +1,102 @@
+"""What kernel matrices must satisfy before they are factorised."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+
+from .._errors import InputError
+from .._jax import is_concrete
+
+
+def double(name: str, array: Any) -> np.ndarray:
+    """A float64 copy or view of `array`, all of it finite.
+
+    Raises:
+        InputError: it is traced, not numeric, complex, or not finite.
+    """
+    if not is_concrete(array):
+        raise InputError(
+            f"`{name}` is traced by JAX (inside jit, grad or vmap), so it has no "
+            "numbers yet. Compute the kernels there and call this function outside."
+        )
+    given = np.asarray(array)
+    if given.dtype.kind == "c" or not _numeric(given):
+        raise InputError(
+            f"`{name}` has type {given.dtype}; real numbers were expected."
+        )
+    values = given.astype(np.float64, copy=False)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise InputError(
+            f"`{name}` has {int(bad.sum())} entries that are not finite, the first at "
+            f"{where}: {values[where]}."
+        )
+    return values
+
+
+def _numeric(array: np.ndarray) -> bool:
+    return array.dtype.kind in "fiub" or jnp.issubdtype(array.dtype, jnp.floating)
+
+
+def resolution(array: Any) -> float:
+    """The relative spacing of the numbers of an array, as computed by the caller."""
+    dtype = getattr(array, "dtype", np.dtype(np.float64))
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    return float(jnp.finfo(dtype).eps) if floating else float(np.finfo(float).eps)
+
+
+def symmetric(name: str, k: np.ndarray, accuracy: float) -> None:
+    """Refuse a kernel matrix that is not symmetric to its own precision.
+
+    Raises:
+        InputError: naming the entry that differs most from its mirror image.
+    """
+    gap = np.abs(k - k.T)
+    i, j = np.unravel_index(int(np.argmax(gap)), k.shape)
+    if gap[i, j] > 1e3 * accuracy * np.abs(k).max():
+        raise InputError(
+            f"`{name}` is not symmetric: entry ({i}, {j}) is {k[i, j]:.6g} and "
+            f"({j}, {i}) is {k[j, i]:.6g}. A kernel of a set of inputs with itself is."
+        )
+
+
+def rounding(k: np.ndarray, accuracy: float) -> float:
+    """The size below which an eigenvalue of `k` is rounding error.
+
+    Independent errors of `accuracy` in every entry have norm about sqrt(n) times the
+    largest entry; the factorisation adds n float64 roundings of the norm of `k`.
+    """
+    n = len(k)
+    entry, norm = float(np.abs(k).max()), float(np.linalg.norm(k))
+    return accuracy * math.sqrt(n) * entry + n * float(np.finfo(float).eps) * norm
+
+
+def smallest(k: np.ndarray) -> float:
+    """The smallest eigenvalue of a symmetric matrix."""
+    return float(scipy.linalg.eigvalsh(k, subset_by_index=(0, 0))[0])
+
+
+def singular(k: np.ndarray, noise: float, accuracy: float) -> InputError:
+    """The error for a `k + noise * I` that cannot be inverted."""
+    eigenvalue, least = smallest(k), rounding(k, accuracy)
+    enough = round_up(2 * least - min(eigenvalue, 0.0)) if least > 0 else 1.0
+    if eigenvalue < -1e3 * least:
+        reason = "so it is not the kernel of any process; check how it was computed"
+    else:
+        reason = "as when inputs coincide or outnumber the features of the kernel"
+    return InputError(
+        f"`k_train` plus noise {noise:g} is singular: the smallest eigenvalue of "
+        f"`k_train` is {eigenvalue:.3g}, {reason}. From its {len(k)} x {len(k)} "
+        f"numbers, {least:.1g} is the least that can be told from 0; "
+        f"`noise={enough:g}` is enough."
+    )
+
+
+def round_up(x: float) -> float:
+    """The least number of one significant digit that is not below `x` > 0."""
+    unit = 10.0 ** math.floor(math.log10(x))
+    return float(f"{math.ceil(x / unit) * unit:.0e}")

@@ -1,0 +1,185 @@
+"""The posterior of a Gaussian process, given its kernel matrices."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+
+from .._errors import InputError, ShapeMismatchError
+from ._check import (
+    double,
+    resolution,
+    rounding,
+    singular,
+    smallest,
+    symmetric,
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Posterior:
+    """What a Gaussian process says at the test inputs, given the training data.
+
+    It describes the noise-free outputs: for new observations add the noise to the
+    variance. The outputs (columns of `y`) share one covariance.
+
+    Attributes:
+        mean: shape (test, *outputs), where `y` has shape (train, *outputs).
+        variance: shape (test,).
+        cov: shape (test, test); None if only the diagonal of the test kernel was given.
+        log_marginal_likelihood: log p(y), summed over the outputs.
+    """
+
+    mean: np.ndarray
+    variance: np.ndarray
+    cov: np.ndarray | None
+    log_marginal_likelihood: float
+
+    @property
+    def std(self) -> np.ndarray:
+        """The standard deviation at each test input, shape (test,)."""
+        return np.sqrt(self.variance)
+
+
+def gp_posterior(
+    k_train: Any, k_cross: Any, k_test: Any, y: Any, noise: float = 0.0
+) -> Posterior:
+    r"""Condition an infinitely wide Bayesian network on data.
+
+    $$ m = K_{*X} (K_{XX} + \sigma^2 I)^{-1} y, \qquad
+       C = K_{**} - K_{*X} (K_{XX} + \sigma^2 I)^{-1} K_{X*}. $$
+
+    One Cholesky factorisation in float64, whatever the arrays are: O(n^3) time and
+    O(n^2) memory in the n training inputs.
+
+    Args:
+        k_train: kernel of the training inputs, shape (train, train), symmetric.
+        k_cross: kernel between test and training inputs, shape (test, train): the test
+            inputs come first, as in `net.nngp(x_test, x_train)`.
+        k_test: kernel of the test inputs, shape (test, test), or its diagonal alone,
+            shape (test,), which gives variances and no covariance.
+        y: targets, shape (train,) or (train, *outputs).
+        noise: variance of the noise on the targets, in the squared units of `y`.
+
+    Returns:
+        The posterior, in float64.
+
+    Raises:
+        ShapeMismatchError: the arrays disagree on how many inputs there are.
+        InputError: an array is not finite, empty, complex or traced; `k_train` is not
+            symmetric; the kernels cannot come from one process; `noise` is negative;
+            `k_train + noise * I` is singular to the precision of its numbers (the
+            message says which noise is enough).
+
+    References:
+        Rasmussen & Williams (2006), Gaussian Processes for Machine Learning, Alg. 2.1.
+        Lee et al. (2018), https://arxiv.org/abs/1711.00165: limit kernels as priors.
+    """
+    accuracy = max(resolution(k) for k in (k_train, k_cross, k_test))
+    k_train, k_cross = double("k_train", k_train), double("k_cross", k_cross)
+    k_test, targets = double("k_test", k_test), double("y", y)
+    _check_shapes(k_train, k_cross, k_test, targets)
+    noise = _check_noise(noise)
+    symmetric("k_train", k_train, accuracy)
+    if k_test.ndim == 2:
+        symmetric("k_test", k_test, accuracy)
+
+    n = len(k_train)
+    factor = _cholesky(k_train, noise, accuracy)
+    flat = targets.reshape(n, -1)
+    # Two solves against the factor keep the covariance symmetric to rounding; an
+    # inverse does not.
+    a = scipy.linalg.solve_triangular(factor, k_cross.T, lower=True)
+    b = scipy.linalg.solve_triangular(factor, flat, lower=True)
+    fit = -0.5 * float(np.sum(b * b))
+    volume = float(np.sum(np.log(np.diag(factor)))) + 0.5 * n * math.log(2 * math.pi)
+    cov = k_test - a.T @ a if k_test.ndim == 2 else None
+    prior = np.diag(k_test) if k_test.ndim == 2 else k_test
+    variance = prior - np.einsum("nm,nm->m", a, a)
+    weights = scipy.linalg.solve_triangular(factor, a, lower=True, trans=1)
+    variance = _not_negative(variance, prior, weights, accuracy)
+    if cov is not None:
+        np.fill_diagonal(cov, variance)
+    return Posterior(
+        mean=(a.T @ b).reshape(len(k_cross), *targets.shape[1:]),
+        variance=variance,
+        cov=cov,
+        log_marginal_likelihood=fit - flat.shape[1] * volume,
+    )
+
+
+def _check_shapes(
+    k_train: np.ndarray, k_cross: np.ndarray, k_test: np.ndarray, y: np.ndarray
+) -> None:
+    if y.ndim == 0:
+        raise ShapeMismatchError(
+            "`y` is a single number; it should hold one row of targets for each "
+            "training input."
+        )
+    n, m = len(y), len(k_cross) if k_cross.ndim else 0
+    if n == 0 or m == 0:
+        raise InputError(
+            f"There are {n} training targets (`y`) and {m} test inputs (rows of "
+            "`k_cross`); at least one of each is needed."
+        )
+    good = k_train.shape == (n, n) and k_cross.shape == (m, n)
+    if not good or k_test.shape not in ((m, m), (m,)):
+        raise ShapeMismatchError(
+            f"With {n} training targets and {m} test inputs, `k_train`, `k_cross` and "
+            f"`k_test` should have shapes ({n}, {n}), ({m}, {n}) and ({m}, {m}) or "
+            f"({m},); got {k_train.shape}, {k_cross.shape} and {k_test.shape}. "
+            "`k_cross` has the test inputs first."
+        )
+
+
+def _check_noise(noise: Any) -> float:
+    try:
+        value = float(noise)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise InputError(
+            f"`noise` is {noise!r}; it is a variance: a finite number, zero or more."
+        )
+    return value
+
+
+def _cholesky(k: np.ndarray, noise: float, accuracy: float) -> np.ndarray:
+    """The lower factor of `k + noise * I`, refusing one made of rounding errors."""
+    shifted = k + noise * np.eye(len(k))
+    try:
+        factor = scipy.linalg.cholesky(shifted, lower=True)
+    except np.linalg.LinAlgError:
+        raise singular(k, noise, accuracy) from None
+    # The condition estimate costs O(n^2) and errs by a small factor. It only says when
+    # the eigenvalues, several times the cost of the factorisation, are worth having.
+    one_norm = float(np.abs(shifted).sum(axis=0).max())
+    (condition,) = scipy.linalg.get_lapack_funcs(("pocon",), (factor,))
+    inverse_condition, _ = condition(factor, one_norm, uplo="L")
+    least = rounding(k, accuracy)
+    if inverse_condition * one_norm < 10 * least and smallest(k) + noise < least:
+        raise singular(k, noise, accuracy)
+    return factor
+
+
+def _not_negative(
+    variance: np.ndarray, prior: np.ndarray, weights: np.ndarray, accuracy: float
+) -> np.ndarray:
+    """Round tiny negative variances up to zero, and refuse others.
+
+    A relative error of `accuracy` in every kernel entry moves the variance of a test
+    input with weights w by at most about `accuracy` (1 + sum |w|)^2 times the scale.
+    """
+    scale = float(np.abs(prior).max())
+    slack = 10 * accuracy * scale * (1 + np.abs(weights).sum(axis=0)) ** 2
+    worst = int(np.argmin(variance + slack))
+    if variance[worst] < -slack[worst]:
+        raise InputError(
+            f"The posterior variance of test input {worst} is {variance[worst]:.3g}, "
+            "below zero by more than rounding: `k_train`, `k_cross` and `k_test` are "
+            "not kernels of the same process at the same inputs. Compute all three "
+            "with one kernel, and give `k_cross` the test inputs first."
+        )
+    return np.maximum(variance, 0.0)

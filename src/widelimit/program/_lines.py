@@ -1,0 +1,383 @@
+"""The tensor program as data: types and lines (Yang 2019, section 3, with families).
+
+A *family* of wide vectors is an array of index shape `I` whose every entry is one wide
+vector. A line says how one family follows from earlier ones, in index letters as an
+einsum does; the wide axis is never written. With letters `o` for the positions of the
+result and `k` for positions that are summed,
+
+    LinComb  y[o] = sum over terms of  scale * sum_k T[..] * x[maps(o, k)]
+    MatMul   y[o] = sum_k A[..] @ x[maps(o, k)]
+    Readout  f[o] = n**-0.5 * sum_k <v[..], x[maps(o, k)]>
+    Nonlin   h[o] = phi(x1[o], x2[o], .., t1[..], ..)       for each coordinate
+    Moment   t[o] = (1/n) * sum over coordinates of psi(x1[o], .., t1[..], ..)
+    Map      t    = a function of tensors
+
+Lines refer to each other by position in the program. Nothing here computes.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from .._errors import InvalidProgramError
+from ..scalar import Expr
+
+Ref = int
+"""The position of an earlier line."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Dim:
+    """A wide dimension: a positive linear form in the widths, such as `n`, `n/4`.
+
+    Attributes:
+        terms: pairs of width name and coefficient, sorted by name.
+    """
+
+    terms: tuple[tuple[str, Fraction], ...]
+
+    @classmethod
+    def of(cls, name: str, coefficient: Fraction | int = 1) -> "Dim":
+        """The dimension `coefficient * name`."""
+        return cls(((name, Fraction(coefficient)),))
+
+    def size(self, widths: Mapping[str, int]) -> int:
+        """The number of coordinates at the given widths.
+
+        Raises:
+            InvalidProgramError: a width is missing, or the size is not whole.
+        """
+        missing = [name for name, _ in self.terms if name not in widths]
+        if missing:
+            raise InvalidProgramError(
+                f"No width is given for {', '.join(missing)}; given: {dict(widths)}."
+            )
+        total = sum((c * widths[name] for name, c in self.terms), Fraction(0))
+        if total.denominator != 1 or total <= 0:
+            raise InvalidProgramError(
+                f"The dimension {self} is {total} at the widths {dict(widths)}, "
+                "not a positive whole number: choose widths that divide."
+            )
+        return int(total)
+
+    def ratio(self, ratios: Mapping[str, float]) -> float:
+        """The dimension over the common scale; a width that is missing counts 1."""
+        return float(sum(float(c) * ratios.get(name, 1.0) for name, c in self.terms))
+
+    def __str__(self) -> str:
+        return " + ".join(_monomial(name, c) for name, c in self.terms)
+
+
+def _monomial(name: str, c: Fraction) -> str:
+    text = name if c.numerator == 1 else f"{c.numerator}*{name}"
+    return text if c.denominator == 1 else f"{text}/{c.denominator}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tensor:
+    """Finite, and deterministic in the limit."""
+
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Vector:
+    """A family of wide vectors; `kind` is G (Gaussian) or H (made by a function)."""
+
+    shape: tuple[int, ...]
+    dim: Dim
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Matrix:
+    """A family of independent wide matrices, `rows` x `cols`."""
+
+    shape: tuple[int, ...]
+    rows: Dim
+    cols: Dim
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Output:
+    """A finite, jointly Gaussian random tensor."""
+
+    shape: tuple[int, ...]
+
+
+Type = Tensor | Vector | Matrix | Output
+
+
+class Array:
+    """A constant array inside a line; compared and hashed by its numbers."""
+
+    __slots__ = ("_key", "value")
+
+    def __init__(self, value: Any) -> None:
+        array = np.array(value)
+        array.setflags(write=False)
+        self.value = array
+        self._key = (array.shape, array.dtype.str, array.tobytes())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Array) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        return f"Array({self.value.tolist()})"
+
+
+class AxisMap:
+    """Where one index of an operand comes from: an integer table over letters.
+
+    Attributes:
+        letters: the numbers of the letters it depends on, increasing.
+        table: the index for each value of these letters, in their order; -1 reads as
+            zero ("outside").
+    """
+
+    __slots__ = ("_key", "letters", "table")
+
+    def __init__(self, letters: tuple[int, ...], table: Any) -> None:
+        array = np.array(table, dtype=np.int64, order="C")
+        array.setflags(write=False)
+        self.letters = tuple(letters)
+        self.table = array
+        self._key = (self.letters, array.shape, array.tobytes())
+
+    @classmethod
+    def identity(cls, letter: int, size: int) -> "AxisMap":
+        """The index is the letter itself."""
+        return cls((letter,), np.arange(size))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it is one letter, unchanged and from zero."""
+        t = self.table
+        return t.ndim == 1 and bool(np.array_equal(t, np.arange(t.size)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AxisMap) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __repr__(self) -> str:
+        return f"AxisMap({self.letters}, {self.table.tolist()})"
+
+
+def identity_maps(shape: tuple[int, ...]) -> tuple[AxisMap, ...]:
+    """The maps that read position `o` at position `o`."""
+    return tuple(AxisMap.identity(i, s) for i, s in enumerate(shape))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TensorArg:
+    """A tensor read at letters: axis `i` of the tensor follows `letters[i]`.
+
+    A letter -1 stands for an axis of size one.
+    """
+
+    ref: Ref
+    letters: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Term:
+    """One term of a `LinComb`: scale * sum_k (product of tensors) * x[maps].
+
+    Attributes:
+        x: the vector (or output), or None for the vector of ones.
+        scale: a number.
+        tensors: tensor coefficients, read at letters.
+        maps: one map for every index of `x`, over the letters `o` then `k`.
+        sums: the sizes of the summed letters `k`.
+    """
+
+    x: Ref | None
+    scale: float = 1.0
+    tensors: tuple[TensorArg, ...] = ()
+    maps: tuple[AxisMap, ...] = ()
+    sums: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Line:
+    name: str
+    source: str = dataclasses.field(default="", compare=False)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class VecIn(_Line):
+    """A family of Gaussian input vectors, coordinates iid N(mean, cov).
+
+    Attributes:
+        shape: index shape.
+        dim: the wide dimension, or None for a finite Gaussian tensor (`Output`).
+        mean: a number, or an array of the index shape.
+        std: the standard deviation of every entry, all entries independent: a number,
+            or the tensor that holds it (a scalar). Ignored when `cov` is given.
+        cov: the covariance between entries of the index shape, shape + shape.
+        per_example: a fresh draw for every input of the network (dropout).
+    """
+
+    shape: tuple[int, ...]
+    dim: Dim | None
+    mean: float | Array = 0.0
+    std: float | TensorArg = 1.0
+    cov: Array | None = None
+    per_example: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MatIn(_Line):
+    """A family of independent matrices with entries N(0, std**2 / cols)."""
+
+    shape: tuple[int, ...]
+    rows: Dim
+    cols: Dim
+    std: float | TensorArg = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Transpose(_Line):
+    """The transpose of a matrix family."""
+
+    matrix: Ref
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MatMul(_Line):
+    """y[o] = sum_k A[letters] @ x[maps(o, k)].
+
+    Attributes:
+        matrix: a MatIn or Transpose line.
+        letters: for every index of the matrix family, the letter it follows
+            (-1 for an index of size one).
+        x: the vector.
+        maps: one map for every index of `x`, over the letters `o` then `k`.
+        shape: index shape of the result.
+        sums: the sizes of the summed letters.
+    """
+
+    matrix: Ref
+    letters: tuple[int, ...]
+    x: Ref
+    maps: tuple[AxisMap, ...]
+    shape: tuple[int, ...]
+    sums: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LinComb(_Line):
+    """A linear combination of vectors, or of outputs, and of the vector of ones."""
+
+    terms: tuple[Term, ...]
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Nonlin(_Line):
+    """h[o] = fn(xs[0][o], .., tensors[0][..], ..), coordinate by coordinate.
+
+    Every vector has the index shape of the result. `label` is the user's name of the
+    function, for printing only.
+    """
+
+    fn: Expr
+    xs: tuple[Ref, ...]
+    tensors: tuple[TensorArg, ...] = ()
+    label: str = dataclasses.field(default="", compare=False)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Moment(_Line):
+    """t[o] = E fn(xs[0][o], .., tensors[0][..], ..), the mean over coordinates."""
+
+    fn: Expr
+    xs: tuple[Ref, ...]
+    tensors: tuple[TensorArg, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Readout(_Line):
+    """f[o] = n**-0.5 * sum_k <v[letters], x[maps(o, k)]>, jointly Gaussian.
+
+    `v` is a VecIn of mean zero that nothing in `x` depends on; attributes as MatMul.
+    """
+
+    v: Ref
+    letters: tuple[int, ...]
+    x: Ref
+    maps: tuple[AxisMap, ...]
+    shape: tuple[int, ...]
+    sums: tuple[int, ...] = ()
+
+
+# What a Map line does to its tensors.
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Input:
+    """An input of the program: data, or a hyperparameter; `key` names it."""
+
+    key: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Constant:
+    """A fixed array."""
+
+    value: Array
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Elementwise:
+    """A scalar function of tensors, each read at the letters of the result."""
+
+    fn: Expr
+    letters: tuple[tuple[int, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Primitive:
+    """One JAX primitive at these parameters."""
+
+    name: str
+    params: tuple[tuple[str, Any], ...]
+    equation: Any = dataclasses.field(default=None, compare=False, repr=False)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Map(_Line):
+    """Tensors to a tensor."""
+
+    op: Input | Constant | Elementwise | Primitive
+    args: tuple[Ref, ...]
+    shape: tuple[int, ...]
+
+
+Line = VecIn | MatIn | Transpose | MatMul | LinComb | Nonlin | Moment | Map | Readout
+
+
+def letter_sizes(shape: tuple[int, ...], sums: tuple[int, ...]) -> tuple[int, ...]:
+    """The sizes of all letters of a line, those of the result first."""
+    return shape + sums
+
+
+def prod(shape: tuple[int, ...]) -> int:
+    """The number of positions of an index shape."""
+    return math.prod(shape)
+
+
+def check(condition: bool, line: Line, message: str) -> None:
+    """Refuse a line that breaks a rule of the language."""
+    if not condition:
+        where = f" (from {line.source})" if line.source else ""
+        raise InvalidProgramError(f"Line `{line.name}`{where}: {message}.")

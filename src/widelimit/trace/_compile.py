@@ -1,0 +1,369 @@
+"""A network as an ordinary JAX function, compiled to a tensor program."""
+
+import dataclasses
+import re
+import traceback
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._errors import InputError, ShapeMismatchError, UnsupportedError, WidelimitError
+from .._jax import Graph, is_concrete, trace
+from ..program import Input, Map, Ref, TensorArg, TensorProgram, VecIn
+from . import _control, _conv, _dot, _elementwise, _move, _reduce  # noqa: F401 - rules
+from ._align import align
+from ._declare import Constant, Normal, dims_of, trial_shape, widths_are, widths_in
+from ._layout import Axis, Unifier, blocks
+from ._sizes import Shape, Size, Solver, trials
+from ._tracer import Check, MatrixSource, Tracer
+from ._values import Data, Known, Linear, MatrixTerm, MatrixValue, Value, leaf_shape
+
+_MAX_LAYOUT_RUNS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A quantity of the network in its program.
+
+    Attributes:
+        refs: its lines, one for each block of its wide axis, with the fraction of the
+            width that the block is.
+        shape: its traced shape, with 1 for the wide axis.
+        axis: the wide axis, or None.
+        power: its order in the widths.
+        kind: "vector", "output" or "fixed".
+    """
+
+    refs: tuple[tuple[Ref, float], ...]
+    shape: tuple[int, ...]
+    axis: int | None
+    power: Fraction
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A compiled network, for one shape of input.
+
+    Attributes:
+        program: its tensor program; inputs are keyed "x..", "param:..", "std:..".
+        output: what the function returns.
+        taps: the tapped quantities, by name.
+        notes: lower-order terms that were dropped.
+        checks: ranges that data must keep.
+    """
+
+    program: TensorProgram
+    output: Traced
+    taps: dict[str, Traced]
+    notes: tuple[str, ...]
+    checks: tuple[Check, ...]
+
+
+def compile_network(
+    f: Callable[..., Any], params: Any, x: Any, per_example: tuple[bool, ...] = ()
+) -> Network:
+    """Compile `f(params, x)` for inputs of one shape.
+
+    Args:
+        f: the network.
+        params: a pytree of declarations and arrays.
+        x: a pytree of `jax.ShapeDtypeStruct`.
+        per_example: for every draw of random bits, whether it is fresh for each input.
+
+    Raises:
+        UnsupportedError: a primitive or pattern that is not covered.
+        NoLimitError: a quantity that diverges is used nonlinearly.
+        ShapeMismatchError: the function fails on these shapes.
+    """
+    graph, ratios = traced_graph(f, params, x)
+    unifier, layouts = Unifier(), {}
+    for _ in range(_MAX_LAYOUT_RUNS):
+        before = unifier.structured
+        _interpret(graph, params, x, Tracer(layouts, unifier, ratios, dry=True))
+        if unifier.structured == before:
+            break
+    tracer = Tracer(layouts, unifier, ratios, dry=False, per_example=per_example)
+    (out,) = _interpret(graph, params, x, tracer)
+    return _network(tracer, out)
+
+
+def traced_graph(
+    f: Callable[..., Any], params: Any, x: Any
+) -> tuple[Graph, dict[str, float]]:
+    """The aligned graph of several concrete traces, and the ratios of the widths."""
+    widths = widths_in(params)
+    names = sorted(widths)
+    assignments = trials(names)
+    graphs = [_one_trace(f, params, x, a) for a in assignments]
+    ratios = {n: float(w.ratio) for n, w in widths.items()}
+    graph = align(graphs, Solver(names, assignments), ratios)
+    if len(graph.outputs) != 1:
+        raise UnsupportedError(
+            f"The network should return one array, got {len(graph.outputs)}. Name inner "
+            "quantities with `wl.tap` instead of returning them."
+        )
+    return graph, ratios
+
+
+def _one_trace(f: Callable[..., Any], params: Any, x: Any, widths: Mapping[str, int]) -> Graph:
+    def struct(p: Any) -> Any:
+        if isinstance(p, Normal | Constant):
+            return jax.ShapeDtypeStruct(trial_shape(p.shape, widths), np.float64)
+        array = p if hasattr(p, "dtype") else np.asarray(p)
+        return jax.ShapeDtypeStruct(np.shape(array), _double(array.dtype))
+
+    structs = jax.tree.map(struct, params, is_leaf=_declared)
+    try:
+        with widths_are(widths):
+            return trace(f, structs, x)[0]
+    except WidelimitError:
+        raise
+    except Exception as error:
+        where = user_line(error)
+        raise ShapeMismatchError(
+            f"The network fails while it is traced{where}, with inputs of shape {_shapes(x)}: "
+            f"{type(error).__name__}: {_in_widths(str(error), widths)}"
+        ) from error
+
+
+def _declared(p: Any) -> bool:
+    return isinstance(p, Normal | Constant)
+
+
+def _double(dtype: Any) -> Any:
+    if jnp.issubdtype(dtype, jnp.floating):
+        return np.dtype("float64")
+    return dtype
+
+
+def _shapes(x: Any) -> str:
+    return ", ".join(str(tuple(a.shape)) for a in jax.tree.leaves(x))
+
+
+def _in_widths(message: str, widths: Mapping[str, int]) -> str:
+    """An error of JAX with the trial widths written as the user's names."""
+    text = message.split("\n\n")[0]
+    for name, value in widths.items():
+        text = re.sub(rf"\b{value}\b", name, text)
+        for k in range(2, 17):
+            text = re.sub(rf"\b{k * value}\b", f"{k}*{name}", text)
+            if value % k == 0:
+                text = re.sub(rf"\b{value // k}\b", f"{name}/{k}", text)
+    return text
+
+
+def user_line(error: BaseException) -> str:
+    """` at file:line (function)` of the innermost frame that is the user's."""
+    import os
+
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    skipped = (here + os.sep, os.path.dirname(jax.__file__) + os.sep, "<")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        name = os.path.abspath(frame.filename) if frame.filename[0] != "<" else "<"
+        examples = os.path.join(here, "examples") + os.sep
+        inside = name.startswith(skipped) and not name.startswith(examples)
+        if not inside and f"{os.sep}numpy{os.sep}" not in name:
+            return f" at {frame.filename}:{frame.lineno} ({frame.name}): `{frame.line}`"
+    return ""
+
+
+# Sources ------------------------------------------------------------------------------
+
+
+def _interpret(graph: Graph, params: Any, x: Any, tracer: Tracer) -> list[Any]:
+    paths, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_declared)
+    values = [_parameter(tracer, path_name(path), p) for path, p in paths]
+    inputs, _ = jax.tree_util.tree_flatten_with_path(x)
+    for path, leaf in inputs:
+        key = "x" if not path else f"x.{path_name(path)}"
+        values.append(_input(tracer, key, leaf.shape, leaf.dtype))
+    return tracer.run(graph, values)
+
+
+def path_name(path: Any) -> str:
+    """A pytree path as a name: layers[0]["W"] is layers_0_W."""
+    parts = [str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path]
+    name = re.sub(r"\W", "_", "_".join(parts)) or "params"
+    return f"p{name}" if name[0].isdigit() else name
+
+
+def _input(tracer: Tracer, key: str, shape: tuple[int, ...], dtype: Any) -> Value:
+    tracer.emit.input_dtypes[key] = np.dtype(dtype)
+    name = re.sub(r"\W", "_", key)
+    ref = tracer.emit.emit(Map(name=name, op=Input(key), args=(), shape=tuple(shape)))
+    return Value(tuple(shape), "fixed", (Data(ref, tuple(shape)),), dtype=np.dtype(dtype))
+
+
+def _parameter(tracer: Tracer, name: str, p: Any) -> Any:
+    match p:
+        case Normal():
+            return _normal(tracer, name, p)
+        case Constant():
+            return _constant(tracer, name, p)
+        case _:
+            array = p if hasattr(p, "dtype") else np.asarray(p)
+            floating = jnp.issubdtype(array.dtype, jnp.floating)
+            if not floating and is_concrete(array) and not jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+                value = np.asarray(array)
+                return Value(value.shape, "fixed", (Known(value),), dtype=value.dtype)
+            return _input(tracer, f"param:{name}", np.shape(array), _double(array.dtype))
+
+
+def _sizes(shape: Any) -> Shape:
+    return tuple(s if isinstance(s, int) else Size(s.terms) for s in dims_of(shape))
+
+
+def _std(tracer: Tracer, name: str, std: Any) -> float | TensorArg:
+    if isinstance(std, int | float):
+        return float(std)
+    if is_concrete(std) and isinstance(std, np.ndarray | np.generic):
+        return float(std)
+    key = f"std:{name}"
+    ref = tracer.emit.emit(Map(name=f"std_{name}", op=Input(key), args=(), shape=()))
+    return TensorArg(ref, ())
+
+
+def _fan_in(tracer: Tracer, shape: Shape, axes: tuple[int, ...]) -> tuple[float, Fraction]:
+    """The scale that a fan-in stands for, and its order."""
+    scale, power = 1.0, Fraction(0)
+    for axis in axes:
+        s = shape[axis]
+        if isinstance(s, Size):
+            scale, power = scale / tracer.width_ratio(s) ** 0.5, power - Fraction(1, 2)
+        else:
+            scale /= s**0.5
+    return scale, Fraction(0) if tracer.dry else power
+
+
+def _normal(tracer: Tracer, name: str, p: Normal) -> Value | MatrixValue:
+    shape = _sizes(p.shape)
+    std = _std(tracer, name, p.std)
+    scale, power = _fan_in(tracer, shape, p.fan_in_axes)
+    wide = [i for i, s in enumerate(shape) if isinstance(s, Size)]
+    if len(wide) > 2:
+        raise UnsupportedError(
+            f"The parameter `{name}` has {len(wide)} wide axes; vectors have one and matrices "
+            "two."
+        )
+    if len(wide) == 2:
+        tracer.matrices[name] = MatrixSource(name, shape, std, (wide[0], wide[1]))
+        layouts: dict[int, Axis] = {}
+        for i in wide:
+            size = shape[i]
+            assert isinstance(size, Size)
+            layouts[i] = tracer.layout((name, i), size)
+        term = MatrixTerm(name, tuple((i, None) for i in range(len(shape))), scale=scale)
+        return MatrixValue(shape, (term,), layouts, power)
+    if not wide:
+        out = tuple(int(s) for s in shape if isinstance(s, int))
+        ref = tracer.emit.emit(VecIn(name=name, shape=out, dim=None, std=std))
+        return _scaled(Value(shape, "output", (Linear.of(ref, out),), power=power), scale)
+    (axis,) = wide
+    size = shape[axis]
+    assert isinstance(size, Size)
+    layout = tracer.layout((name, axis), size)
+    bare = Value(shape, "vector", None, axis, layout, power)
+    if tracer.dry:
+        return bare
+    parts = blocks(layout)
+    leaves = []
+    for i, block in enumerate(parts):
+        leaf = bare.leaf_shape(block)
+        line = VecIn(
+            name=name if len(parts) == 1 else f"{name}_{i}",
+            shape=leaf, dim=tracer.dim(block), std=std,
+        )  # fmt: skip
+        leaves.append(Linear.of(tracer.emit.emit(line), leaf))
+    return _scaled(dataclasses.replace(bare, leaves=tuple(leaves)), scale)
+
+
+def _scaled(value: Value, scale: float) -> Value:
+    if scale == 1.0 or value.leaves is None:
+        return value
+    leaves = tuple(
+        Linear(tuple(dataclasses.replace(t, scale=scale) for t in leaf.terms), leaf.shape)
+        for leaf in value.leaves
+        if isinstance(leaf, Linear)
+    )
+    return dataclasses.replace(value, leaves=leaves)
+
+
+def _constant(tracer: Tracer, name: str, p: Constant) -> Value:
+    shape = _sizes(p.shape)
+    small = tuple(1 if isinstance(s, Size) else s for s in shape)
+    wide = [i for i, s in enumerate(shape) if isinstance(s, Size)]
+    if len(wide) > 1:
+        raise UnsupportedError(
+            f"The constant parameter `{name}` has {len(wide)} wide axes: a fixed matrix has no "
+            "limit here. Use `wl.normal`."
+        )
+    if is_concrete(p.value):
+        value = np.broadcast_to(np.asarray(p.value, np.float64), small)
+        if wide:
+            return tracer.constant_vector(value, shape, np.float64)
+        return Value(shape, "fixed", (Known(value),))
+    given = _input(tracer, f"value:{name}", small, np.float64)
+    if not wide:
+        return given
+    size = shape[wide[0]]
+    assert isinstance(size, Size)
+    layout = tracer.fresh(size)
+    leaves = None if tracer.dry else tuple(given.leaf for _ in blocks(layout))
+    return Value(shape, "fixed", leaves, wide[0], layout)
+
+
+# Results ------------------------------------------------------------------------------
+
+
+def _network(tracer: Tracer, out: Any) -> Network:
+    if not isinstance(out, Value):
+        raise UnsupportedError(f"The network returns a {out.kind}, which has no limit.")
+    tracer.where = ""
+    pending_taps = [(name, v) for name, v in tracer.taps]
+    names = [name for name, _ in pending_taps]
+    repeated = sorted({n for n in names if names.count(n) > 1})
+    if repeated:
+        raise InputError(
+            f"The tap `{repeated[0]}` is used {names.count(repeated[0])} times; names of taps "
+            "are unique."
+        )
+    everything = [out, *(v for _, v in pending_taps)]
+    traced = [_traced(tracer, v) for v in everything]
+    roots = [r for t in traced for r, _ in t.refs] + [c.ref for c in tracer.checks]
+    lines, place = tracer.emit.live(roots)
+
+    def moved(t: Traced) -> Traced:
+        return dataclasses.replace(t, refs=tuple((place[r], w) for r, w in t.refs))
+
+    taps = {name: moved(t) for name, t in zip(names, traced[1:], strict=True)}
+    program = TensorProgram(
+        tuple(lines),
+        tuple(place[r] for r, _ in traced[0].refs),
+        tuple((name, r) for name, t in taps.items() for r, _ in t.refs),
+    )
+    checks = tuple(dataclasses.replace(c, ref=place[c.ref]) for c in tracer.checks)
+    return Network(program, moved(traced[0]), taps, tuple(tracer.notes), checks)
+
+
+def _traced(tracer: Tracer, v: Value) -> Traced:
+    if v.kind in ("bits", "mantissa"):
+        raise UnsupportedError("Random bits are returned or tapped.")
+    assert v.leaves is not None
+    shape = leaf_shape(v.shape, v.axis, None)
+    if v.kind == "fixed":
+        refs = []
+        for block, leaf in zip(v.blocks(), v.leaves, strict=True):
+            refs.append((tracer.emit.data(leaf, v.leaf_shape(block), ""), 1.0))
+        return Traced(tuple(refs), shape, v.axis, v.power, "fixed")
+    refs = []
+    sizes = [1.0 if b is None else b.count * tracer.dim(b).ratio(tracer.ratios) for b in v.blocks()]
+    for block, leaf, size in zip(v.blocks(), v.leaves, sizes, strict=True):
+        dim = None if block is None else tracer.dim(block)
+        ref = tracer.emit.ref(leaf, v.leaf_shape(block), "", dim)
+        refs.append((ref, size / sum(sizes)))
+    return Traced(tuple(refs), shape, v.axis, v.power, v.kind)

@@ -1,0 +1,266 @@
+"""Convolutions and windows: positions read through static tables."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .._jax import Equation
+from ..program import AxisMap, Term
+from ._contract import Letters, data_times, matrix_times, products
+from ._elementwise import pending
+from ._fixed import on_tensors
+from ._layout import Major
+from ._move import view
+from ._sizes import Extent, Size
+from ._tracer import Tracer, rule, wide_axis
+from ._values import Known, Leaf, Linear, MatrixValue, Value
+
+
+def window(
+    out: int, size: int, stride: int, dilation: int, pad: int, base: int, extent: int
+) -> np.ndarray:
+    """Position read at (output position, window position); -1 outside and in gaps."""
+    at = np.arange(out)[:, None] * stride + np.arange(size)[None, :] * dilation - pad
+    whole = (at % base == 0) & (at >= 0) & (at // base < extent)
+    return np.where(whole, at // base, -1)
+
+
+@rule(
+    "convolutions of 1 to 3 dimensions: strides, dilation, padding, groups, depthwise",
+    "conv_general_dilated",
+)
+def convolution(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    """A convolution of data or wide channels with a filter."""
+    lhs, rhs = ins
+    if not isinstance(lhs, MatrixValue) and not isinstance(rhs, MatrixValue):
+        if lhs.kind == rhs.kind == "fixed" and not lhs.wide and not rhs.wide:
+            return on_tensors(tr, e, ins, lhs.power + rhs.power)
+    if e.params["batch_group_count"] != 1:
+        raise tr.refuse("A convolution with batch groups")
+    if isinstance(lhs, MatrixValue) or lhs.kind == "output":
+        raise tr.refuse("A convolution over something that is neither data nor a wide vector")
+    return [_Convolution(tr, e, lhs, rhs).result()]
+
+
+class _Convolution:
+    def __init__(self, tr: Tracer, e: Equation, lhs: Value, rhs: Any) -> None:
+        self.tr, self.e, self.lhs, self.rhs = tr, e, lhs, rhs
+        p, numbers = e.params, e.params["dimension_numbers"]
+        self.shape = e.outputs[0].shape
+        self.lhs_batch, self.lhs_feature, *self.lhs_space = numbers.lhs_spec
+        self.rhs_out, self.rhs_in, *self.rhs_space = numbers.rhs_spec
+        self.out_batch, self.out_feature, *self.out_space = numbers.out_spec
+        self.groups: Extent = p["feature_group_count"]
+        self.kernel = tuple(rhs.shape[a] for a in self.rhs_space)
+        rank = len(self.shape)
+        # Letters: those of the result, then the filter positions, then what is left.
+        self.kernel_letters = [rank + i for i in range(len(self.kernel))]
+        self.maps = [
+            AxisMap(
+                (self.out_space[i], self.kernel_letters[i]),
+                window(
+                    self.shape[self.out_space[i]],
+                    k,
+                    p["window_strides"][i],
+                    p["rhs_dilation"][i],
+                    p["padding"][i][0],
+                    p["lhs_dilation"][i],
+                    lhs.shape[self.lhs_space[i]],
+                ),
+            )
+            for i, k in enumerate(self.kernel)
+        ]
+
+    def result(self) -> Value:
+        lhs, rhs = self.lhs, self.rhs
+        axis = wide_axis(self.shape)
+        if axis is None:
+            raise self.tr.refuse("A convolution whose result has no wide axis")
+        if isinstance(rhs, MatrixValue):
+            return self._matrix()
+        if lhs.wide and lhs.axis == self.lhs_feature:
+            return self._depthwise()
+        if lhs.wide:
+            return self._fixed_filter(axis)
+        return self._of_data(axis)
+
+    def _spatial(self, feature: AxisMap | None) -> list[AxisMap | None]:
+        maps: list[AxisMap | None] = [None] * len(self.lhs.shape)
+        batch = self.shape[self.out_batch]
+        if isinstance(batch, int):
+            maps[self.lhs_batch] = AxisMap.identity(self.out_batch, batch)
+        for a, m in zip(self.lhs_space, self.maps, strict=True):
+            maps[a] = m
+        maps[self.lhs_feature] = feature
+        return maps
+
+    def _matrix(self) -> Value:
+        """Wide channels to wide channels: sum over positions of A[k] @ x[p + k]."""
+        tr, lhs, m = self.tr, self.lhs, self.rhs
+        if not lhs.wide or lhs.axis != self.lhs_feature:
+            raise tr.refuse("A filter with two wide axes is applied to something else than channels")
+        if set(m.layouts) != {self.rhs_out, self.rhs_in}:
+            raise tr.refuse("The positions of a filter are wide")
+        finite = {
+            a: AxisMap.identity(letter, k)
+            for a, letter, k in zip(self.rhs_space, self.kernel_letters, self.kernel, strict=True)
+        }
+        groups = self.groups
+        if not isinstance(groups, int):
+            raise tr.refuse("A depthwise convolution with a matrix for each channel")
+        if groups == 1:
+            return matrix_times(
+                tr, m, lhs, finite, self._spatial(None), self.rhs_in, self.shape,
+                self.out_feature, self.kernel,
+            )  # fmt: skip
+        return self._grouped(finite, groups)
+
+    def _grouped(self, finite: dict[int, AxisMap], groups: int) -> Value:
+        """Channels in groups: a batch index of matrices."""
+        tr, lhs, m = self.tr, self.lhs, self.rhs
+        assert lhs.layout is not None
+        inner = m.layouts[self.rhs_in]
+        outer = m.layouts[self.rhs_out]
+        size = self.shape[self.out_feature]
+        assert isinstance(size, Size)
+        part = tr.fresh(size / groups)
+        tr.unify(lhs.layout, Major(groups, inner))
+        tr.unify(outer, Major(groups, part))
+        return matrix_times(
+            tr, m, lhs, finite, self._spatial(None), self.rhs_in, self.shape,
+            self.out_feature, self.kernel, AxisMap.identity(self.out_feature, groups),
+        )  # fmt: skip
+
+    def _depthwise(self) -> Value:
+        """One filter for each channel: coordinatewise products, summed over positions."""
+        tr, rhs = self.tr, self.rhs
+        if self.groups != self.lhs.shape[self.lhs_feature] or rhs.shape[self.rhs_in] != 1:
+            raise tr.refuse("A convolution of wide channels with a filter of finite width")
+        if not rhs.wide or rhs.axis != self.rhs_out or rhs.shape[rhs.axis] != self.groups:
+            raise tr.refuse("A depthwise convolution that makes several channels out of each")
+        wide = AxisMap((), np.asarray(0))
+        left = [wide if m is None else m for m in self._spatial(None)]
+        right: list[AxisMap] = [wide] * len(rhs.shape)
+        for a, letter, k in zip(self.rhs_space, self.kernel_letters, self.kernel, strict=True):
+            right[a] = AxisMap.identity(letter, k)
+        letters = Letters(tuple(left), tuple(right), (), self.kernel)
+        return products(tr, self.lhs, rhs, letters, self.shape, self.out_feature)
+
+    def _of_data(self, axis: int) -> Value:
+        """Data to wide channels: a combination of the filter's vectors."""
+        tr, rhs, lhs = self.tr, self.rhs, self.lhs
+        if axis != self.out_feature or not isinstance(self.groups, int):
+            raise tr.refuse("A convolution of data with this filter")
+        channels = rhs.shape[self.rhs_in]
+        assert isinstance(channels, int)
+        sums = (*self.kernel, channels)
+        letter = len(self.shape) + len(self.kernel)
+        if self.groups == 1:
+            feature = AxisMap.identity(letter, channels)
+        else:
+            size = self.shape[axis]
+            assert isinstance(size, Size) and rhs.layout is not None
+            tr.unify(rhs.layout, Major(self.groups, tr.fresh(size / self.groups)))
+            table = np.arange(self.groups * channels).reshape(self.groups, channels)
+            feature = AxisMap((axis, letter), table)
+        left = [AxisMap((), np.asarray(0)) if m is None else m for m in self._spatial(feature)]
+        right: list[AxisMap] = [AxisMap((), np.asarray(0))] * len(rhs.shape)
+        for a, k_letter, k in zip(self.rhs_space, self.kernel_letters, self.kernel, strict=True):
+            right[a] = AxisMap.identity(k_letter, k)
+        right[self.rhs_in] = AxisMap.identity(letter, channels)
+        letters = Letters(tuple(left), tuple(right), (), sums)
+        return data_times(tr, lhs, rhs, letters, self.shape, axis)
+
+    def _fixed_filter(self, axis: int) -> Value:
+        """A fixed filter over positions of a vector whose width is the batch axis."""
+        tr, lhs, rhs = self.tr, self.lhs, self.rhs
+        if rhs.kind != "fixed" or rhs.wide or lhs.axis != self.lhs_batch or self.groups != 1:
+            raise tr.refuse("A convolution of a vector whose width is not its channel axis")
+        channels = rhs.shape[self.rhs_in]
+        letter = len(self.shape) + len(self.kernel)
+        right = [AxisMap((), np.asarray(0)) if m is None else m
+                 for m in self._spatial(AxisMap.identity(letter, channels))]  # fmt: skip
+        left: list[AxisMap] = [AxisMap((), np.asarray(0))] * len(rhs.shape)
+        for a, k_letter, k in zip(self.rhs_space, self.kernel_letters, self.kernel, strict=True):
+            left[a] = AxisMap.identity(k_letter, k)
+        left[self.rhs_in] = AxisMap.identity(letter, channels)
+        left[self.rhs_out] = AxisMap.identity(self.out_feature, rhs.shape[self.rhs_out])
+        letters = Letters(tuple(left), tuple(right), (), (*self.kernel, channels))
+        return data_times(tr, rhs, lhs, letters, self.shape, axis)
+
+
+@rule("windows summed over positions (average pooling)", "reduce_window_sum")
+def window_sum(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    """Sums over windows of index axes."""
+    (x,) = ins
+    if x.kind == "fixed" and not x.wide:
+        return on_tensors(tr, e, ins, x.power)
+    return [_windows(tr, e, x, None)]
+
+
+@rule("windows reduced by maximum or minimum over positions", "reduce_window_max", "reduce_window_min")
+def window_extreme(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    """Maxima over windows of index axes: one function of all positions of a window."""
+    (x,) = ins
+    if x.kind == "fixed" and not x.wide:
+        return on_tensors(tr, e, ins, x.power)
+    return [_windows(tr, e, x, e.name.removeprefix("reduce_window_"))]
+
+
+def _windows(tr: Tracer, e: Equation, x: Value, op: str | None) -> Value:
+    p, shape = e.params, e.outputs[0].shape
+    size = p["window_dimensions"]
+    if x.axis is not None and size[x.axis] != 1:
+        raise tr.refuse("A window along a wide axis")
+    if tr.dry and x.wide:
+        return dataclasses.replace(x, shape=shape, leaves=None)
+    rank, sums, maps = len(shape), [], []
+    tables = []
+    for a, s in enumerate(shape):
+        if size[a] == 1 and p["window_strides"][a] == 1:
+            tables.append(None)
+            continue
+        tables.append(
+            window(
+                s, size[a], p["window_strides"][a], p["window_dilation"][a],
+                p["padding"][a][0], p["base_dilation"][a], x.shape[a],
+            )
+        )  # fmt: skip
+        sums.append(size[a])
+    assert x.leaves is not None
+    leaves: list[Leaf] = []
+    for block, leaf in zip(x.blocks(), x.leaves, strict=True):
+        before = x.leaf_shape(block)
+        out = tuple(before[a] if a == x.axis else s for a, s in enumerate(shape))
+        letter, maps = iter(range(rank, rank + len(sums))), []
+        for a, t in enumerate(tables):
+            maps.append(AxisMap.identity(a, before[a]) if t is None else AxisMap((a, next(letter)), t))
+        dim = None if block is None else tr.dim(block)
+        ref = tr.emit.ref(leaf, before, tr.where, dim)
+        if op is None:
+            leaves.append(Linear((Term(ref, 1.0, (), tuple(maps), tuple(sums)),), out))
+        else:
+            if any(t is not None and t.min() < 0 for t in tables):
+                raise tr.refuse("A maximum over windows that leave the array (use VALID padding)")
+            leaves.append(_extreme(tr, op, Linear.of(ref, before), maps, sums, out))
+    return Value(shape, x.kind, tuple(leaves), x.axis, x.layout, x.power, x.dtype)
+
+
+def _extreme(
+    tr: Tracer, op: str, leaf: Linear, maps: Sequence[AxisMap], sums: Sequence[int], out: Any
+) -> Leaf:
+    rank = len(out)
+    result: Leaf | None = None
+    for position in np.ndindex(*sums):
+        at = []
+        for m in maps:
+            if len(m.letters) == 2 and m.letters[1] >= rank:
+                k = position[m.letters[1] - rank]
+                at.append(AxisMap(m.letters[:1], m.table[:, k]))
+            else:
+                at.append(m)
+        one = view(tr, leaf, at, out)
+        result = one if result is None else pending(tr, op, {}, [result, one], out)
+    return Known(np.zeros(out)) if result is None else result

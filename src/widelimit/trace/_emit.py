@@ -1,0 +1,294 @@
+"""Writes lines: names them, merges equal ones, and keeps the first source line."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import scalar
+from .._errors import UnsupportedError
+from .._jax import Equation, Literal, trace
+from ..program import (
+    Array,
+    Constant,
+    Elementwise,
+    Line,
+    LinComb,
+    Map,
+    Moment,
+    Nonlin,
+    Primitive,
+    Ref,
+    Tensor,
+    TensorArg,
+    Term,
+    Type,
+    VecIn,
+    Vector,
+    identity_maps,
+    operands,
+    type_of,
+)
+from ..scalar import Arg, Const, Expr
+from ._fixed import dtype_of, fold
+from ._values import Data, Known, Leaf, Linear, Pending, uniform
+
+# Unrolled loops and deep networks may write this many lines.
+LINE_BUDGET = 20_000
+
+_PREFIX: dict[type, str] = {Map: "t", Moment: "t", Nonlin: "h"}
+
+
+class Emitter:
+    """A program under construction."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+        self.types: list[Type] = []
+        self._equal: dict[Any, Ref] = {}
+        self._names: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
+        self.input_dtypes: dict[str, Any] = {}
+
+    def emit(self, line: Line) -> Ref:
+        """Add a line, or find the equal one; the name is made unique.
+
+        Raises:
+            UnsupportedError: the program has too many lines.
+        """
+        key = line if line.name else dataclasses.replace(line, source="")
+        if key in self._equal:
+            return self._equal[key]
+        if len(self.lines) >= LINE_BUDGET:
+            raise UnsupportedError(
+                f"The program has more than {LINE_BUDGET} lines (loops are unrolled): use "
+                f"fewer steps or layers. The last one is from {line.source or 'the function'}."
+            )
+        kind = type_of(line, self.types)
+        name = self._unique(line.name) if line.name else self._generated(line, kind)
+        self.lines.append(dataclasses.replace(line, name=name))
+        self.types.append(kind)
+        self._equal[key] = len(self.lines) - 1
+        return len(self.lines) - 1
+
+    def _generated(self, line: Line, kind: Type) -> str:
+        prefix = _PREFIX.get(type(line), "f")
+        if isinstance(kind, Vector):
+            prefix = kind.kind.lower()
+        while True:
+            self._counts[prefix] = self._counts.get(prefix, 0) + 1
+            name = f"{prefix}{self._counts[prefix]}"
+            if name not in self._names:
+                self._names[name] = 1
+                return name
+
+    def _unique(self, name: str) -> str:
+        self._names[name] = self._names.get(name, 0) + 1
+        count = self._names[name]
+        return name if count == 1 else self._unique(f"{name}_{count}")
+
+    # Leaves ---------------------------------------------------------------------------
+
+    def constant(self, value: np.ndarray, source: str) -> Ref:
+        """A Tensor line that holds an array."""
+        array = np.array(value)
+        return self.emit(
+            Map(name="", op=Constant(Array(array)), args=(), shape=array.shape, source=source)
+        )
+
+    def coefficient(self, leaf: Leaf, ndim: int, source: str) -> float | TensorArg:
+        """A fixed leaf as a coefficient at the letters of a result of `ndim` letters."""
+        value = uniform(leaf)
+        if value is not None:
+            return value
+        if isinstance(leaf, Known):
+            squeezed = _squeeze_broadcast(leaf.value)
+            leaf = Data(self.constant(squeezed, source), squeezed.shape)
+        assert isinstance(leaf, Data)
+        first = ndim - len(leaf.shape) if leaf.shape else 0
+        letters = tuple(-1 if s == 1 else first + i for i, s in enumerate(leaf.shape))
+        return TensorArg(leaf.ref, letters)
+
+    def linear(self, leaf: Leaf, shape: tuple[int, ...], source: str) -> Linear:
+        """Any leaf as a linear combination."""
+        match leaf:
+            case Linear():
+                return leaf
+            case Pending():
+                return Linear.of(self.nonlin(leaf, source), leaf.shape)
+            case Known() | Data():
+                c = self.coefficient(leaf, len(shape), source)
+                if c == 0.0:
+                    return Linear((), shape)
+                if isinstance(c, TensorArg):
+                    return Linear((Term(None, tensors=(c,)),), shape)
+                return Linear((Term(None, scale=c),), shape)
+
+    def nonlin(self, leaf: Pending, source: str) -> Ref:
+        """Write a pending function as a line."""
+        return self.emit(
+            Nonlin(name="", fn=leaf.fn, xs=leaf.xs, tensors=leaf.tensors, source=source)
+        )
+
+    def ref(self, leaf: Leaf, shape: tuple[int, ...], source: str, dim: Any = None) -> Ref:
+        """The line of a leaf, written if it was not.
+
+        Args:
+            leaf: any leaf.
+            shape: its index shape.
+            source: the user's line.
+            dim: the wide dimension, for a leaf that is a constant vector.
+        """
+        linear = self.linear(leaf, shape, source)
+        if len(linear.terms) == 1:
+            (term,) = linear.terms
+            plain = term.scale == 1.0 and not term.tensors and not term.sums
+            if plain and term.x is not None and term.maps == identity_maps(shape):
+                return term.x
+        terms = linear.terms
+        if dim is not None and not any(t.x is not None for t in terms):
+            # A combination needs a vector: the vector of ones, as an input without noise.
+            ones = self.emit(VecIn(name="ones", shape=(), dim=dim, mean=1.0, std=0.0))
+            terms = tuple(dataclasses.replace(t, x=ones, maps=()) for t in terms) or (
+                Term(ones, scale=0.0),
+            )
+        return self.emit(LinComb(name="", terms=terms, shape=shape, source=source))
+
+    def data(self, leaf: Leaf, shape: tuple[int, ...], source: str) -> Ref:
+        """The Tensor line of a fixed leaf, of the full shape."""
+        if isinstance(leaf, Known):
+            return self.constant(np.broadcast_to(leaf.value, shape), source)
+        assert isinstance(leaf, Data)
+        if leaf.shape == shape:
+            return leaf.ref
+        return self.call(lambda a: jnp.broadcast_to(a, shape), [leaf.ref], source)
+
+    def call(self, f: Callable[..., Any], args: Sequence[Ref], source: str) -> Ref:
+        """Write a JAX function of tensors as Map lines, one a primitive."""
+        specs = []
+        for a in args:
+            kind = self.types[a]
+            assert isinstance(kind, Tensor)
+            specs.append(jax.ShapeDtypeStruct(kind.shape, dtype_of(self, a)))
+        graph, _ = trace(f, *specs)
+        env: dict[Any, Ref] = dict(zip(graph.inputs, args, strict=True))
+        for var, value in graph.constants:
+            env[var] = self.constant(np.asarray(value), source)
+        self._graph(graph.equations, env, source)
+        (out,) = graph.outputs
+        return env[out]
+
+    def _graph(self, equations: Sequence[Equation], env: dict[Any, Ref], source: str) -> None:
+        for e in equations:
+            if e.name in scalar.CALLS:
+                inner = e.params[scalar.CALLS[e.name]]
+                local = dict(
+                    zip(inner.inputs, [self._atom(a, env, source) for a in e.inputs], strict=True)
+                )
+                for var, value in inner.constants:
+                    local[var] = self.constant(np.asarray(value), source)
+                self._graph(inner.equations, local, source)
+                outs = [self._atom(a, local, source) for a in inner.outputs]
+                env.update(zip(e.outputs, outs, strict=True))
+                continue
+            refs = tuple(self._atom(a, env, source) for a in e.inputs)
+            env[e.outputs[0]] = self.primitive(e, refs, e.outputs[0].shape, source)
+
+    def _atom(self, atom: Any, env: dict[Any, Ref], source: str) -> Ref:
+        if isinstance(atom, Literal):
+            return self.constant(np.asarray(atom.value, atom.dtype), source)
+        return env[atom]
+
+    def primitive(
+        self, equation: Equation, refs: tuple[Ref, ...], shape: tuple[int, ...], source: str
+    ) -> Ref:
+        """Write one JAX primitive on tensors; one of constants is run now."""
+        ops = [line.op for r in refs if isinstance(line := self.lines[r], Map)]
+        arrays = [op.value.value for op in ops if isinstance(op, Constant)]
+        if len(arrays) == len(refs):
+            return self.constant(fold(equation, arrays)[0].reshape(shape), source)
+        params = tuple(
+            sorted((k, v) for k, v in equation.params.items() if _printable(v))
+        )
+        op = Primitive(equation.name, params, equation)
+        return self.emit(Map(name="", op=op, args=refs, shape=shape, source=source))
+
+    def elementwise(
+        self, fn: Expr, leaves: Sequence[Leaf], shape: tuple[int, ...], source: str
+    ) -> Leaf:
+        """A scalar function of fixed leaves; constants are folded into it."""
+        args: list[Expr] = []
+        refs: list[Ref] = []
+        letters: list[tuple[int, ...]] = []
+        for leaf in leaves:
+            c = self.coefficient(leaf, len(shape), source)
+            if isinstance(c, TensorArg):
+                args.append(Arg(len(refs)))
+                refs.append(c.ref)
+                letters.append(c.letters)
+            else:
+                args.append(Const(c))
+        fn = scalar.substitute(fn, args)
+        if isinstance(fn, Const):
+            return Known(np.full(shape, fn.value))
+        stored = tuple(s if any(i in t for t in letters) else 1 for i, s in enumerate(shape))
+        op = Elementwise(fn, tuple(letters))
+        return Data(
+            self.emit(Map(name="", op=op, args=tuple(refs), shape=stored, source=source)), stored
+        )
+
+    def live(self, roots: Sequence[Ref]) -> tuple[list[Line], dict[Ref, Ref]]:
+        """The lines that the roots need, renumbered."""
+        needed: set[Ref] = set()
+        stack = list(roots)
+        while stack:
+            ref = stack.pop()
+            if ref not in needed:
+                needed.add(ref)
+                stack += operands(self.lines[ref])
+        place = {old: new for new, old in enumerate(sorted(needed))}
+        return [renumber(self.lines[old], place) for old in sorted(needed)], place
+
+
+def renumber(line: Line, place: dict[Ref, Ref]) -> Line:
+    """A line with its references moved."""
+
+    def args(tensors: tuple[TensorArg, ...]) -> tuple[TensorArg, ...]:
+        return tuple(dataclasses.replace(t, ref=place[t.ref]) for t in tensors)
+
+    change: dict[str, Any] = {}
+    for field in dataclasses.fields(line):
+        value = getattr(line, field.name)
+        if field.name in ("matrix", "x", "v"):
+            change[field.name] = place[value]
+        elif field.name == "xs" or (field.name == "args" and isinstance(line, Map)):
+            change[field.name] = tuple(place[r] for r in value)
+        elif field.name == "tensors":
+            change[field.name] = args(value)
+        elif field.name == "std" and isinstance(value, TensorArg):
+            change[field.name] = args((value,))[0]
+        elif field.name == "terms":
+            change[field.name] = tuple(
+                dataclasses.replace(
+                    t, x=None if t.x is None else place[t.x], tensors=args(t.tensors)
+                )
+                for t in value
+            )
+    return dataclasses.replace(line, **change)
+
+
+def _squeeze_broadcast(value: np.ndarray) -> np.ndarray:
+    """The array with axes along which it is constant cut to size one."""
+    for axis in range(value.ndim):
+        if value.shape[axis] > 1:
+            head = np.take(value, [0], axis=axis)
+            if (value == head).all():
+                value = head
+    return value
+
+
+def _printable(value: Any) -> bool:
+    return isinstance(value, int | float | str | tuple) or value is None

@@ -1,0 +1,106 @@
+"""Equations on fixed tensors: folded where the numbers are known, else Map lines."""
+
+import dataclasses
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from .._jax import Equation, bind, enable_x64
+from ..program import Constant, Elementwise, Input, Map, Moment, Primitive, Ref
+from ._sizes import Size
+from ._values import Data, Known, Value
+
+if TYPE_CHECKING:
+    from ._emit import Emitter
+    from ._tracer import Tracer
+
+
+def dtype_of(emitter: "Emitter", ref: Ref) -> Any:
+    """The dtype of a Tensor line."""
+    line = emitter.lines[ref]
+    if isinstance(line, Moment):
+        return np.dtype("float64")
+    assert isinstance(line, Map)
+    match line.op:
+        case Constant(value):
+            return value.value.dtype
+        case Input(key):
+            return emitter.input_dtypes.get(key, np.dtype("float64"))
+        case Elementwise():
+            return np.dtype("float64")
+        case Primitive():
+            return np.dtype(line.op.equation.outputs[0].dtype)
+
+
+def fold(equation: Equation, args: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Run a primitive now, in double precision."""
+    with jax.ensure_compile_time_eval(), enable_x64():
+        arrays = [jax.numpy.asarray(a) for a in args]
+        return tuple(np.asarray(x) for x in bind(equation, arrays))
+
+
+def narrowed(equation: Equation, shapes: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> Equation:
+    """The same equation on leaves: sizes of wide axes in its parameters are replaced.
+
+    Args:
+        equation: with `Size`s in its parameters.
+        shapes: the leaf shapes of its operands.
+        out: the leaf shape of its result.
+    """
+    p: dict[str, Any] = dict(equation.params)
+    match equation.name:
+        case "broadcast_in_dim":
+            p["shape"] = out
+        case "reshape":
+            p["new_sizes"] = out
+        case "slice":
+            starts, limits = list(p["start_indices"]), list(p["limit_indices"])
+            for i, limit in enumerate(limits):
+                if isinstance(limit, Size) or isinstance(starts[i], Size):
+                    starts[i], limits[i] = 0, shapes[0][i]
+            p["start_indices"], p["limit_indices"] = tuple(starts), tuple(limits)
+        case "gather":
+            p["slice_sizes"] = tuple(
+                shapes[0][i] if isinstance(s, Size) else s for i, s in enumerate(p["slice_sizes"])
+            )
+        case "dynamic_slice":
+            p["slice_sizes"] = tuple(
+                shapes[0][i] if isinstance(s, Size) else s for i, s in enumerate(p["slice_sizes"])
+            )
+        case "iota":
+            p["shape"] = out
+    return dataclasses.replace(equation, params=p)
+
+
+def on_tensors(
+    tr: "Tracer", e: Equation, ins: Sequence[Value], power: Fraction
+) -> list[Value]:
+    """Any primitive on fixed tensors."""
+    if any(v.wide for v in ins) or any(isinstance(s, Size) for o in e.outputs for s in o.shape):
+        raise tr.refuse(f"`{e.name}` of a fixed array with a wide axis")
+    known = [v.leaf.value for v in ins if isinstance(v.leaf, Known)]
+    if len(known) == len(ins):
+        values = fold(e, [a.astype(v.dtype) for a, v in zip(known, ins, strict=True)])
+        return [
+            Value(o.shape, "fixed", (Known(a),), power=power, dtype=np.dtype(o.dtype))
+            for o, a in zip(e.outputs, values, strict=True)
+        ]
+    refs = [
+        tr.emit.data(
+            Known(v.leaf.value.astype(v.dtype)) if isinstance(v.leaf, Known) else v.leaf,
+            v.leaf_shape(None), tr.where,
+        )
+        for v in ins
+    ]  # fmt: skip
+    outs = []
+    for i, o in enumerate(e.outputs):
+        shape = tuple(int(s) for s in o.shape)
+        if len(e.outputs) == 1:
+            ref = tr.emit.primitive(e, tuple(refs), shape, tr.where)
+        else:
+            ref = tr.emit.call(lambda *a, i=i: bind(e, a)[i], refs, tr.where)
+        outs.append(Value(o.shape, "fixed", (Data(ref, shape),), power=power, dtype=np.dtype(o.dtype)))
+    return outs

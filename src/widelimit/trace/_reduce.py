@@ -1,0 +1,174 @@
+"""Reductions over index axes and over the width, and cumulative sums."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from .._jax import Equation
+from ..program import AxisMap, Ref, Term
+from ._contract import mean_over_width
+from ._elementwise import pending
+from ._fixed import on_tensors
+from ._move import view
+from ._tracer import Tracer, rule
+from ._values import Data, Known, Leaf, Linear, MatrixValue, Value, leaf_shape
+
+
+@rule("sums and means over index axes and over the width", "reduce_sum")
+def reduce_sum(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    """A sum over axes; over the width it is n times a moment."""
+    (x,) = ins
+    axes = tuple(e.params["axes"])
+    if isinstance(x, MatrixValue):
+        raise tr.refuse("The entries of a matrix are summed")
+    if not x.wide and x.kind == "fixed":
+        return on_tensors(tr, e, ins, x.power)
+    index_axes = tuple(a for a in axes if a != x.axis)
+    if index_axes:
+        x = _over_index(tr, x, index_axes)
+    if len(index_axes) < len(axes):
+        assert x.axis is not None
+        x = _over_width(tr, x)
+    return [x]
+
+
+def _over_index(tr: Tracer, x: Value, axes: tuple[int, ...]) -> Value:
+    kept = [a for a in range(len(x.shape)) if a not in axes]
+    shape = tuple(x.shape[a] for a in kept)
+    axis = None if x.axis is None else kept.index(x.axis)
+    if tr.dry and x.wide:
+        return dataclasses.replace(x, shape=shape, leaves=None, axis=axis)
+    assert x.leaves is not None
+    leaves: list[Leaf] = []
+    for block, leaf in zip(x.blocks(), x.leaves, strict=True):
+        before, out = x.leaf_shape(block), leaf_shape(shape, axis, block)
+        sums = tuple(before[a] for a in axes)
+        if isinstance(leaf, Known):
+            leaves.append(Known(np.broadcast_to(leaf.value, before).sum(axis=axes)))
+            continue
+        if isinstance(leaf, Data):
+            ref = tr.emit.data(leaf, before, tr.where)
+            leaves.append(Data(tr.emit.call(lambda t: jnp.sum(t, axis=axes), [ref], tr.where), out))
+            continue
+        summed = iter(range(len(out), len(out) + len(axes)))
+        maps = [
+            AxisMap.identity(next(summed) if a in axes else kept.index(a), s)
+            for a, s in enumerate(before)
+        ]
+        line = Linear.of(tr.emit.ref(leaf, before, tr.where), before)
+        leaves.append(view(tr, line, maps, out, sums))
+    return dataclasses.replace(x, shape=shape, leaves=tuple(leaves), axis=axis)
+
+
+def _over_width(tr: Tracer, x: Value) -> Value:
+    axis = x.axis
+    assert axis is not None
+    shape = tuple(s for a, s in enumerate(x.shape) if a != axis)
+    if tr.dry:
+        return Value(shape, "fixed", (Known(np.ones(shape)),))
+    assert x.leaves is not None
+    refs: list[Ref] = []
+    total = np.zeros(shape)
+    for block, leaf in zip(x.blocks(), x.leaves, strict=True):
+        assert block is not None
+        full = x.leaf_shape(block)
+        ratio = tr.dim(block).ratio(tr.ratios)
+        if isinstance(leaf, Known):
+            total = total + ratio * np.broadcast_to(leaf.value, full).sum(axis=axis)
+            continue
+        ref = mean_over_width(tr, leaf, full)
+        refs.append(tr.emit.call(lambda t, r=ratio: r * jnp.sum(t, axis=axis), [ref], tr.where))
+    power = x.power + 1
+    if not refs:
+        return Value(shape, "fixed", (Known(total),), power=power)
+    if total.any():
+        refs.append(tr.emit.constant(total, tr.where))
+    result = refs[0] if len(refs) == 1 else tr.emit.call(lambda *a: sum(a[1:], a[0]), refs, tr.where)
+    return Value(shape, "fixed", (Data(result, tuple(int(s) for s in shape)),), power=power)
+
+
+
+
+@rule(
+    "extrema and products over index axes of a vector; any reduction of fixed tensors",
+    "reduce_max", "reduce_min", "reduce_prod",
+)  # fmt: skip
+def reduce_other(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    """A reduction that treats the width as a batch: one function of all positions."""
+    (x,) = ins
+    axes = tuple(e.params["axes"])
+    if isinstance(x, MatrixValue):
+        raise tr.refuse("The entries of a matrix are reduced")
+    if not x.wide and x.kind == "fixed":
+        if x.power != 0 and e.name == "reduce_prod":
+            raise tr.diverges("The argument of `reduce_prod`", x.power)
+        return on_tensors(tr, e, ins, x.power)
+    if x.kind == "output" or x.axis in axes:
+        raise tr.refuse(f"`{e.name}` over the width, or of a finite random output,")
+    if x.power != 0 and e.name == "reduce_prod":
+        raise tr.diverges("The argument of `reduce_prod`", x.power)
+    kept = [a for a in range(len(x.shape)) if a not in axes]
+    shape = tuple(x.shape[a] for a in kept)
+    axis = None if x.axis is None else kept.index(x.axis)
+    if tr.dry:
+        return [dataclasses.replace(x, shape=shape, leaves=None, axis=axis)]
+    op = {"reduce_max": "max", "reduce_min": "min", "reduce_prod": "mul"}[e.name]
+    assert x.leaves is not None
+    leaves = tuple(
+        _folded(tr, op, leaf, x.leaf_shape(b), axes, leaf_shape(shape, axis, b))
+        for b, leaf in zip(x.blocks(), x.leaves, strict=True)
+    )
+    return [dataclasses.replace(x, shape=shape, leaves=leaves, axis=axis)]
+
+
+def _folded(
+    tr: Tracer,
+    op: str,
+    leaf: Leaf,
+    before: tuple[int, ...],
+    axes: Sequence[int],
+    out: tuple[int, ...],
+) -> Leaf:
+    kept = [a for a in range(len(before)) if a not in axes]
+    line = Linear.of(tr.emit.ref(leaf, before, tr.where), before)
+    result: Leaf | None = None
+    for position in np.ndindex(*(before[a] for a in axes)):
+        at = dict(zip(axes, position, strict=True))
+        maps = [
+            AxisMap((), np.asarray(at[a])) if a in at else AxisMap.identity(kept.index(a), s)
+            for a, s in enumerate(before)
+        ]
+        one = view(tr, line, maps, out)
+        result = one if result is None else pending(tr, op, {}, [result, one], out)
+    return Known(np.zeros(out)) if result is None else result
+
+
+@rule("cumulative sums over index axes", "cumsum")
+def cumsum(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    """A cumulative sum: positions up to each one."""
+    (x,) = ins
+    axis, reverse = e.params["axis"], e.params["reverse"]
+    if isinstance(x, MatrixValue) or axis == x.axis:
+        raise tr.refuse("A cumulative sum along a wide axis: coordinates have no order. The call")
+    if x.kind == "fixed" and not x.wide:
+        return on_tensors(tr, e, ins, x.power)
+    if tr.dry and x.wide:
+        return [x]
+    size = x.shape[axis]
+    assert isinstance(size, int) and x.leaves is not None
+    at, k = np.arange(size)[:, None], np.arange(size)[None, :]
+    table = np.where(k >= at if reverse else k <= at, k, -1)
+    leaves = []
+    for block, leaf in zip(x.blocks(), x.leaves, strict=True):
+        shape = x.leaf_shape(block)
+        dim = None if block is None else tr.dim(block)
+        ref = tr.emit.ref(leaf, shape, tr.where, dim)
+        maps = tuple(
+            AxisMap((a, len(shape)), table) if a == axis else AxisMap.identity(a, s)
+            for a, s in enumerate(shape)
+        )
+        leaves.append(Linear((Term(ref, 1.0, (), maps, (size,)),), shape))
+    return [dataclasses.replace(x, leaves=tuple(leaves))]

@@ -1,0 +1,198 @@
+"""Sizes and scalars as functions of the widths, solved from several concrete traces."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from .._errors import UnsupportedError
+from ..program import Dim
+
+# Highly composite, so that heads and groups divide; the primes keep sizes apart.
+_BASE = 20160
+_PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Size:
+    """A size that grows with the widths: a linear form and a constant."""
+
+    terms: tuple[tuple[str, Fraction], ...]
+    constant: Fraction = Fraction(0)
+
+    @property
+    def dim(self) -> Dim:
+        """The size as a wide dimension.
+
+        Raises:
+            UnsupportedError: it is not a positive homogeneous form.
+        """
+        if self.constant or any(c <= 0 for _, c in self.terms):
+            raise UnsupportedError(
+                f"A wide axis has the size {self}; sizes must be positive multiples of widths."
+            )
+        return Dim(self.terms)
+
+    def __add__(self, other: "Size | int") -> "Size | int":
+        terms = dict(self.terms)
+        if isinstance(other, Size):
+            for name, c in other.terms:
+                terms[name] = terms.get(name, Fraction(0)) + c
+            constant = self.constant + other.constant
+        else:
+            constant = self.constant + other
+        left = tuple(sorted((k, c) for k, c in terms.items() if c))
+        return Size(left, constant) if left else int(constant)
+
+    __radd__ = __add__
+
+    def __mul__(self, k: Fraction | int) -> "Size":
+        return Size(tuple((name, c * k) for name, c in self.terms), self.constant * k)
+
+    __rmul__ = __mul__
+
+    def __sub__(self, other: "Size | int") -> "Size | int":
+        return self + (-1 * other)
+
+    def __truediv__(self, k: int) -> "Size":
+        return self * Fraction(1, k)
+
+    def __str__(self) -> str:
+        text = str(Dim(self.terms))
+        if self.constant:
+            text += f" {'+' if self.constant > 0 else '-'} {abs(self.constant)}"
+        return text
+
+
+Extent = int | Size
+Shape = tuple[Extent, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scaled:
+    """A scalar c * n^p: a number, and its power of the common scale of the widths."""
+
+    value: float
+    power: Fraction
+
+
+def trials(names: Sequence[str]) -> list[dict[str, int]]:
+    """Several assignments of large widths that tell all linear forms apart."""
+    count = len(names) + 2
+    return [
+        {
+            name: _BASE * _PRIMES[(t * (len(names) + 1) + i) % len(_PRIMES)] + _BASE * 97 * t * i
+            for i, name in enumerate(names)
+        }
+        for t in range(count)
+    ]
+
+
+class Solver:
+    """Finds how numbers seen at the trial widths depend on the widths."""
+
+    def __init__(self, names: Sequence[str], assignments: Sequence[Mapping[str, int]]) -> None:
+        self._names = tuple(names)
+        self._widths = np.array([[a[n] for n in names] for a in assignments], float)
+        self._exact = [[Fraction(a[n]) for n in names] for a in assignments]
+
+    def extent(self, values: Sequence[int], where: str) -> Extent:
+        """A size, exactly.
+
+        Raises:
+            UnsupportedError: it is not a linear form in the widths.
+        """
+        if all(v == values[0] for v in values):
+            return int(values[0])
+        solved = self._linear([Fraction(int(v)) for v in values])
+        if solved is None:
+            raise UnsupportedError(
+                f"A size is {list(map(int, values))} at the widths {self._shown()}: it is not a "
+                f"linear form in the widths{where}."
+            )
+        coefficients, constant = solved
+        terms = tuple(sorted((n, c) for n, c in zip(self._names, coefficients, strict=True) if c))
+        return Size(terms, constant)
+
+    def scalar(self, values: Sequence[float], ratios: Mapping[str, float], where: str) -> Scaled:
+        """A scalar, as its leading order c * n^p in the common scale.
+
+        Raises:
+            UnsupportedError: it follows no power law in the widths.
+        """
+        v = np.array([float(x) for x in values])
+        found = self._monomial(v)
+        if found is None and all(float(x).is_integer() for x in v):
+            found = self._leading([Fraction(int(x)) for x in v])
+        if found is None:
+            raise UnsupportedError(
+                f"A number is {v.tolist()} at the widths {self._shown()}: it is not of the form "
+                f"c * n^p{where}."
+            )
+        value, powers = found
+        for name, p in zip(self._names, powers, strict=True):
+            value *= ratios.get(name, 1.0) ** float(p)
+        return Scaled(value, sum(powers, Fraction(0)))
+
+    def _monomial(self, v: np.ndarray) -> tuple[float, list[Fraction]] | None:
+        if not np.isfinite(v).all() or (v == 0).any() or len(set(np.sign(v))) > 1:
+            return None
+        logs = np.column_stack([np.log(self._widths), np.ones(len(v))])
+        solution, *_ = np.linalg.lstsq(logs, np.log(np.abs(v)), rcond=None)
+        powers = [Fraction(float(p)).limit_denominator(12) for p in solution[:-1]]
+        scale = np.prod(self._widths ** np.array([float(p) for p in powers]), axis=1)
+        constants = v / scale
+        if not np.allclose(constants, constants[0], rtol=1e-9, atol=0.0):
+            return None
+        value = float(constants[0])
+        rounded = float(f"{value:.14g}")
+        return (rounded if abs(rounded - value) < 4e-15 * abs(value) else value), powers
+
+    def _leading(self, v: list[Fraction]) -> tuple[float, list[Fraction]] | None:
+        """The leading order of a linear form in one width, such as n - 1."""
+        solved = self._linear(v)
+        if solved is None:
+            return None
+        coefficients, _ = solved
+        used = [i for i, c in enumerate(coefficients) if c]
+        if len(used) != 1:
+            return None
+        powers = [Fraction(int(i == used[0])) for i in range(len(coefficients))]
+        return float(coefficients[used[0]]), powers
+
+    def _linear(self, v: list[Fraction]) -> tuple[list[Fraction], Fraction] | None:
+        rows = [[*row, Fraction(1), value] for row, value in zip(self._exact, v, strict=True)]
+        solution = _solve(rows, len(self._names) + 1)
+        if solution is None:
+            return None
+        return solution[:-1], solution[-1]
+
+    def _shown(self) -> list[dict[str, int]]:
+        return [
+            {n: int(x) for n, x in zip(self._names, row, strict=True)} for row in self._exact
+        ]
+
+
+def _solve(rows: list[list[Fraction]], unknowns: int) -> list[Fraction] | None:
+    """Gauss-Jordan in fractions; None unless all equations hold."""
+    rows = [list(r) for r in rows]
+    for column in range(unknowns):
+        pivot = next((r for r in range(column, len(rows)) if rows[r][column]), None)
+        if pivot is None:
+            return None
+        rows[column], rows[pivot] = rows[pivot], rows[column]
+        head = rows[column][column]
+        rows[column] = [x / head for x in rows[column]]
+        for r, row in enumerate(rows):
+            if r != column and row[column]:
+                rows[r] = [x - row[column] * y for x, y in zip(row, rows[column], strict=True)]
+    if any(row[-1] for row in rows[unknowns:]):
+        return None
+    return [row[-1] for row in rows[:unknowns]]
+
+
+def is_wide(extent: Any) -> bool:
+    """Whether an extent grows with the widths."""
+    return isinstance(extent, Size)

@@ -1,0 +1,199 @@
+"""Each command on a small network, and on the ones that ship with the package."""
+
+import re
+
+import numpy as np
+import pytest
+
+import widelimit as wl
+from widelimit.cli import main
+from widelimit.cli._kernel import TILE, tiled
+from widelimit.cli._progress import progress
+
+MODEL = """\
+import jax.numpy as jnp
+import numpy as np
+import widelimit as wl
+
+n = wl.width("n")
+params = {"u": wl.normal((3, n)), "v": wl.normal((n, 2))}
+
+
+def f(params, x):
+    h = wl.tap("h", jnp.maximum(x @ params["u"], 0))
+    return h @ params["v"] / jnp.sqrt(n)
+
+
+def x():
+    return np.random.default_rng(0).normal(size=(3, 3))
+"""
+
+
+def relu_kernel(x, z):
+    """The arc-cosine kernel of degree 1 (Cho & Saul 2009, https://papers.nips.cc)."""
+    norms = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(z, axis=1)
+    angle = np.arccos(np.clip(x @ z.T / norms, -1, 1))
+    return norms * (np.sin(angle) + (np.pi - angle) * np.cos(angle)) / (2 * np.pi)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.py").write_text(MODEL)
+    return tmp_path
+
+
+def output(capsys, *words, code=0):
+    assert main(words) == code
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+def test_help_lists_the_commands_and_every_help_says_how_to_address(capsys):
+    text = output(capsys, "--help")
+    for command in ("demo", "show", "formula", "check", "kernel", "coverage"):
+        assert re.search(rf"^. {command} ", text, re.MULTILINE)
+    for command in ("show", "formula", "check", "kernel"):
+        text = output(capsys, command, "--help")
+        assert "model.py:function" in text
+        assert "params_function" in text
+
+
+def test_no_command_is_a_request_for_help(capsys):
+    assert output(capsys) == output(capsys, "--help")
+
+
+def test_version(capsys):
+    from widelimit._version import __version__
+
+    assert output(capsys, "--version").strip() == __version__
+
+
+def test_show_prints_a_program_that_parses_back(folder, capsys):
+    text = output(capsys, "show", "model.py:f")
+    assert str(wl.parse(text)).strip() == text.strip()
+
+
+def test_formula_in_text_and_in_latex(folder, capsys):
+    text = output(capsys, "formula", "model.py:f")
+    latex = output(capsys, "formula", "model.py:f", "--latex")
+    assert text.strip()
+    assert "\\" in latex
+    assert latex != text
+
+
+def test_check_passes_and_plots(folder, capsys):
+    words = ["check", "model.py:f", "--widths", "32,128", "--seeds", "8"]
+    text = output(capsys, *words, "--plot", "check.svg")
+    assert "128" in text
+    assert (folder / "check.svg").read_text().lstrip().startswith("<?xml")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_kernel_reads_and_writes_npy(folder, capsys, dtype):
+    x = np.random.default_rng(1).normal(size=(5, 3))
+    z = np.random.default_rng(2).normal(size=(4, 3))
+    np.save("x.npy", x)
+    np.save("z.npy", z)
+    words = ["kernel", "model.py:f", "x.npy", "z.npy", "--output", "k.npy"]
+    text = output(capsys, *words, "--dtype", dtype)
+    k = np.load("k.npy")
+    assert k.dtype == dtype
+    assert "(5, 4)" in text
+    rtol = {"float32": 1e-5, "float64": 1e-13}[dtype]
+    np.testing.assert_allclose(k, relu_kernel(x, z), rtol=rtol)
+
+
+def test_kernel_reads_and_writes_npz(folder, capsys):
+    x = np.random.default_rng(1).normal(size=(5, 3))
+    np.savez("data.npz", train=x, other=x[:2])
+    output(capsys, "kernel", "model.py:f", "data.npz:train", "-o", "k.npz")
+    k = np.load("k.npz")["kernel"]
+    np.testing.assert_allclose(k, relu_kernel(x, x), rtol=1e-7)
+    np.testing.assert_allclose(np.diag(k), (x * x).sum(1) / 2, rtol=1e-14)
+
+
+def test_a_package_module_and_an_input_file(folder, capsys):
+    np.save("x.npy", np.random.default_rng(1).normal(size=(2, 8, 8)))
+    declared = output(capsys, "show", "widelimit.examples.digits:mlp")
+    given = output(capsys, "show", "widelimit.examples.digits:mlp", "-i", "x.npy")
+    assert declared != given  # four inputs, and two
+
+
+def test_a_model_file_may_import_its_neighbours(folder, capsys):
+    (folder / "sizes.py").write_text("outputs = 2\n")
+    text = MODEL.replace("n, 2", "n, outputs")
+    (folder / "other.py").write_text("from sizes import outputs\n" + text)
+    assert output(capsys, "show", "other.py:f") == output(capsys, "show", "model.py:f")
+
+
+def test_coverage_lists_every_rule(capsys):
+    from widelimit.trace import RULES
+
+    lines = output(capsys, "coverage").splitlines()
+    assert [line.split()[0] for line in lines] == sorted(RULES)
+    assert all(len(line.split()) > 1 for line in lines)
+
+
+class Recorder:
+    """Stands for a network: a known kernel with one position axis, and the calls."""
+
+    def __init__(self, coupled=False):
+        self.shapes = set()
+        self.is_coupled = coupled
+
+    def coupled(self, x):
+        return self.is_coupled
+
+    def nngp(self, x1, x2=None):
+        z = x1 if x2 is None else x2
+        self.shapes.add((len(x1), len(z), x2 is None))
+        return np.einsum("i,ip,jq->ijpq", x1[:, 0], x1, z)
+
+
+@pytest.mark.parametrize("size", [1, 7, TILE, TILE + 1, 2 * TILE, 2 * TILE + 9])
+@pytest.mark.parametrize("other", [None, 3, TILE + 5])
+def test_tiles_put_every_pair_in_its_place(size, other):
+    x = np.random.default_rng(0).normal(size=(size, 2))
+    x[:, 0] = 1.0  # makes the recorder's kernel symmetric
+    z = None if other is None else np.random.default_rng(1).normal(size=(other, 2))
+    whole, parts = Recorder(), Recorder()
+    np.testing.assert_array_equal(tiled(parts, x, z), whole.nngp(x, z))
+    assert len(parts.shapes) <= 2  # each shape is compiled once
+
+
+def test_a_batch_whose_inputs_interact_is_never_split():
+    net, x = Recorder(coupled=True), np.ones((2 * TILE, 2))
+    tiled(net, x)
+    assert net.shapes == {(2 * TILE, 2 * TILE, True)}
+
+
+def test_bars_are_for_terminals_only(capsys, monkeypatch):
+    with progress("work") as report:
+        report(1, 2)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with progress("work") as report:
+        report(1, 2)
+    shown = capsys.readouterr()
+    assert "work" in shown.err
+    assert shown.out == ""
+
+
+@pytest.mark.slow
+def test_the_demonstration_reads_digits(capsys):
+    text = output(capsys, "demo")
+    assert len(re.findall(r"\d\d\.\d % \(\d+ of 797 test images\)", text)) == 3
+    accuracies = [float(a) for a in re.findall(r"(\d\d\.\d) % \(", text)]
+    assert max(accuracies) >= 97.0
+    assert text.count(" agree ") == 3
+    assert "What to try next" in text
+
+
+def test_a_small_demonstration(capsys):
+    from widelimit.cli._demo import demo
+
+    assert demo(train=60, test=20, widths=(16, 64), seeds=4) == 0
+    text = capsys.readouterr().out
+    assert text.count("of 20 test images") == 3

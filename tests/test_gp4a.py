@@ -1,0 +1,144 @@
+"""Kernels of a recurrent network and of transformers on two sentences of GloVe vectors.
+
+`data/gp4a.npz` holds the word vectors of "The brown fox jumps over the dog" and "The
+quick brown fox jumps over the lazy dog" and, over all 16 words, the kernels of Yang
+(2019), "Tensor Programs I" (arXiv:1910.12478), recomputed in closed form (error 1e-15)
+with the conventions below. The sentences have 7 and 9 words: the inputs of a kernel may
+differ in length.
+"""
+
+import functools
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array, lax
+from jax.scipy.special import erf
+
+import widelimit as wl
+
+DATA = pathlib.Path(__file__).parent / "data" / "gp4a.npz"
+n = wl.width("n")
+Params = dict[str, Any]
+
+
+@functools.cache
+def array(key: str) -> np.ndarray:
+    with np.load(DATA) as data:
+        return data[key]
+
+
+def sentences() -> tuple[Array, Array]:
+    """Each sentence as a batch of one: shapes (1, 7, 300) and (1, 9, 300)."""
+    vectors = jnp.asarray(array("glove_vecs"))
+    return vectors[None, :7], vectors[None, 7:]
+
+
+def kernel_of_all_words(f: Callable[[Params, Array], Array], params: Params) -> Array:
+    """The 16 by 16 kernel, assembled from the blocks of pairs of sentences."""
+    first, second = sentences()
+    net = wl.limit(f, params)
+    across = net.nngp(first, second)
+    assert across.shape == (1, 1, 7, 9)
+    rows = [
+        [net.nngp(first)[0, 0], across[0, 0]],
+        [net.nngp(second, first)[0, 0], net.nngp(second)[0, 0]],
+    ]
+    return jnp.block(rows)
+
+
+def assert_close(kernel: Array, key: str) -> None:
+    expected = array(key)
+    error = np.abs(np.asarray(kernel) - expected).max() / np.abs(expected).max()
+    assert error < 1e-12, f"largest error {error:.1e} of the largest entry"
+
+
+# -------------------------------------------------------------- the recurrent network
+RNN = {
+    "W": wl.normal((n, n)),
+    "U": wl.normal((300, n)),
+    "readout": wl.normal((n, 1)),
+}
+
+
+def rnn(p: Params, x: Array) -> Array:
+    """h_t = W s_{t-1} + U x_t, s_t = erf(h_t), one output at each word."""
+
+    def step(state: Array, word: Array) -> tuple[Array, Array]:
+        recurrent = state @ p["W"] / jnp.sqrt(state.shape[-1])
+        state = erf(recurrent + word @ p["U"] / math.sqrt(300))
+        return state, state
+
+    start = jnp.zeros((x.shape[0], p["W"].shape[0]))
+    _, states = lax.scan(step, start, x.swapaxes(0, 1))
+    return states.swapaxes(0, 1) @ p["readout"] / jnp.sqrt(states.shape[-1])
+
+
+def test_rnn() -> None:
+    assert_close(kernel_of_all_words(rnn, RNN), "rnn_nngp_glove_erf")
+
+
+def test_rnn_without_its_readout_in_time_is_the_last_word() -> None:
+    def last(p: Params, x: Array) -> Array:
+        return rnn(p, x)[:, -1]
+
+    first, second = sentences()
+    kernel = wl.limit(last, RNN).nngp(first, second)
+    expected = array("rnn_nngp_glove_erf")[6, 15]
+    np.testing.assert_allclose(kernel, [[expected]], rtol=1e-12)
+
+
+# --------------------------------------------------------------------- transformers
+def transformer_parameters(depth: int) -> Params:
+    """Variances 2 for U, 3 for W1 and W2, 0.1 for the biases."""
+    layers = [
+        {
+            "U": wl.normal((n if layer else 300, n), std=math.sqrt(2)),
+            "W1": wl.normal((n, n), std=math.sqrt(3)),
+            "W2": wl.normal((n, n), std=math.sqrt(3)),
+            "b1": wl.normal((n,), std=math.sqrt(0.1)),
+            "b2": wl.normal((n,), std=math.sqrt(0.1)),
+        }
+        for layer in range(depth)
+    ]
+    return {"layers": layers, "readout": wl.normal((n, 1))}
+
+
+def layer_norm(h: Array) -> Array:
+    centred = h - h.mean(axis=-1, keepdims=True)
+    return centred / jnp.sqrt(h.var(axis=-1, keepdims=True))
+
+
+def linear(x: Array, weight: Array) -> Array:
+    return x @ weight / jnp.sqrt(x.shape[-1])
+
+
+def transformer(causal: bool, p: Params, x: Array) -> Array:
+    words = x.shape[1]
+    for layer in p["layers"]:
+        k = linear(x, layer["U"])
+        logits = jnp.einsum("nid,njd->nij", k, k) / k.shape[-1]
+        if causal:
+            mask = jnp.tril(jnp.ones((words, words), dtype=bool))
+            logits = jnp.where(mask, logits, -jnp.inf)
+        z = layer_norm(k + jax.nn.softmax(logits, axis=-1) @ k)
+        hidden = jax.nn.relu(linear(z, layer["W1"]) + layer["b1"])
+        x = layer_norm(linear(hidden, layer["W2"]) + layer["b2"] + z)
+    return linear(x, p["readout"])
+
+
+@pytest.mark.parametrize(
+    ("depth", "causal", "key"),
+    [
+        (1, True, "transformer_nngp_glove_d1"),
+        (2, False, "transformer_nngp_glove_d2_unmasked"),
+    ],
+)
+def test_transformer(depth: int, causal: bool, key: str) -> None:
+    f = functools.partial(transformer, causal)
+    assert_close(kernel_of_all_words(f, transformer_parameters(depth)), key)

@@ -1,0 +1,69 @@
+"""The NNGP of networks in plain JAX, against the kernels of Neural Tangents 0.6.5.
+
+`data/neural_tangents.npz` holds, in float64, the inputs `in/NAME/x1`, `x2` and the
+peer's kernels `k/NETWORK/nngp11` (of x1) and `nngp12` (of x1 and x2), computed with
+jax 0.4.30. The input "two" is the peer's two inputs side by side; "graph" is its node
+features followed by its adjacency matrix.
+
+The peer's known defects here: NaN where x1 and x2 are parallel in `phi1_rectmono0`
+(those entries are skipped), and half of the digits of `phi1_sign` on its own diagonal.
+"""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference_data import DATA, array
+from reference_networks import NETWORKS, Network
+
+import widelimit as wl
+
+
+@functools.cache
+def limit(name: str) -> wl.Limit:
+    return wl.limit(NETWORKS[name].f, NETWORKS[name].params)
+
+
+def in_the_order_of_the_peer(net: Network, kernel: np.ndarray) -> np.ndarray:
+    if net.spatial == "interleaved":
+        return np.einsum("abhwij->abhiwj", kernel)
+    if net.spatial == "diagonal":
+        return np.einsum("abhwhw->abhw", kernel)
+    return kernel
+
+
+def compare(net: Network, kernel: np.ndarray, key: str, tolerance: float) -> None:
+    expected = array(key)
+    kernel = in_the_order_of_the_peer(net, np.asarray(kernel))
+    assert kernel.shape == expected.shape
+    assert np.isfinite(kernel).all()
+    known = np.isfinite(expected)
+    error = np.abs(kernel - expected)[known].max() / np.abs(expected[known]).max()
+    assert error < tolerance, f"largest error {error:.1e} of the largest entry"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_kernel_of_two_blocks(name: str) -> None:
+    net = NETWORKS[name]
+    x1, x2 = (jnp.asarray(array(f"in/{net.data}/{block}")) for block in ("x1", "x2"))
+    compare(net, limit(name).nngp(x1, x2), f"k/{name}/nngp12", 1e-12)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_kernel_of_one_block(name: str) -> None:
+    net = NETWORKS[name]
+    x1 = jnp.asarray(array(f"in/{net.data}/x1"))
+    tolerance = 1e-7 if name == "phi1_sign" else 1e-12
+    compare(net, limit(name).nngp(x1), f"k/{name}/nngp11", tolerance)
+
+
+def test_data_and_networks_name_the_same_kernels() -> None:
+    with np.load(DATA) as data:
+        named = {key.split("/")[1] for key in data if key.startswith("k/")}
+    assert named == set(NETWORKS)
+
+
+def test_only_the_step_has_entries_that_the_peer_does_not_know() -> None:
+    unknown = [n for n in NETWORKS if not np.isfinite(array(f"k/{n}/nngp11")).all()]
+    assert unknown == ["phi1_rectmono0"]
