@@ -120,6 +120,16 @@ def uniform_noise(p: Params, x: Array) -> Array:
     return readout(p, h * jax.random.uniform(second, h.shape, minval=0.5))
 
 
+@covers("random_fold_in", "random_clone", U=_U4, W=_W, v=_V)
+def dropout_with_a_key_for_each_layer(p: Params, x: Array) -> Array:
+    key = jax.random.clone(jax.random.key(7))
+    h = apply(p["U"], x)
+    for layer in range(2):
+        kept = jax.random.bernoulli(jax.random.fold_in(key, layer), 0.8, h.shape)
+        h = apply(p["W"], jnp.tanh(h) * kept)
+    return readout(p, h)
+
+
 @covers("random_bits", x=SEQUENCE, U=_U3, v=_V)
 def dropout_shared_by_positions(p: Params, x: Array) -> Array:
     h = relu(apply(p["U"], x))
@@ -177,6 +187,14 @@ def scan_over_layers(p: Params, x: Array) -> Array:
 def static_loop(p: Params, x: Array) -> Array:
     def body(i: Any, h: Array) -> Array:
         return jnp.tanh(apply(p["W"], h)) * (1.0 + i) + 0.1 * h
+
+    return readout(p, lax.fori_loop(0, 3, body, apply(p["U"], x)))
+
+
+@covers("scan", "cond", U=_U4, W=_W, v=_V)
+def branches_in_a_loop(p: Params, x: Array) -> Array:
+    def body(i: Any, h: Array) -> Array:
+        return lax.cond(i % 2 == 0, jnp.tanh, relu, apply(p["W"], h))
 
     return readout(p, lax.fori_loop(0, 3, body, apply(p["U"], x)))
 

@@ -36,6 +36,14 @@ def shifting(p: Params, x: Array) -> Array:
     return readout(p, relu(h + later + jnp.roll(h, 1, axis=1) - h[:, ::-1]))
 
 
+@covers("dynamic_update_slice", "scatter", x=SEQUENCE, U=_U3, v=_V)
+def overwriting(p: Params, x: Array) -> Array:
+    h = apply(p["U"], x)
+    h = h.at[:, 1].set(relu(h[:, 3]))
+    h = lax.dynamic_update_slice_in_dim(h, jnp.sin(h[:, :2]), 3, axis=1)
+    return readout(p, h)
+
+
 @covers("pad", x=SEQUENCE, U=_U3, v=_V)
 def padding_before_a_nonlinearity(p: Params, x: Array) -> Array:
     h = jnp.pad(apply(p["U"], x), ((0, 0), (1, 0), (0, 0)))

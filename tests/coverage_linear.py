@@ -235,6 +235,15 @@ def pooling(p: Params, x: Array) -> Array:
     return readout(p, h)
 
 
+@covers("reduce_window_max", "reduce_window_min", x=SEQUENCE, U=_U3, v=_V)
+def extreme_pooling(p: Params, x: Array) -> Array:
+    h = apply(p["U"], x)
+    window, strides = (1, 2, 1), (1, 1, 1)
+    highest = lax.reduce_window(h, -jnp.inf, lax.max, window, strides, "VALID")
+    lowest = lax.reduce_window(h, jnp.inf, lax.min, window, strides, "VALID")
+    return readout(p, highest + 0.5 * lowest)
+
+
 @covers("dot_general", "iota", x=SEQUENCE, U=_U3, v=_V)
 def resizing(p: Params, x: Array) -> Array:
     h = apply(p["U"], x)

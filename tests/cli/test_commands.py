@@ -1,6 +1,8 @@
 """Each command on a small network, and on the ones that ship with the package."""
 
 import re
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,6 +92,17 @@ def test_check_passes_and_plots(folder, capsys):
     assert (folder / "check.svg").read_text().lstrip().startswith("<?xml")
 
 
+def test_check_says_with_its_exit_code_that_networks_disagree(capsys, monkeypatch):
+    verdict = SimpleNamespace(passed=False, table=lambda: "no agreement")
+    network = SimpleNamespace(
+        x=np.ones((1, 3)),
+        blame=nullcontext,
+        limit=SimpleNamespace(check=lambda *_, **__: verdict),
+    )
+    monkeypatch.setattr("widelimit.cli._check.load", lambda *_: network)
+    assert output(capsys, "check", "model.py:f", code=1) == "no agreement\n"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_kernel_reads_and_writes_npy(folder, capsys, dtype):
     x = np.random.default_rng(1).normal(size=(5, 3))
@@ -115,10 +128,10 @@ def test_kernel_reads_and_writes_npz(folder, capsys):
 
 
 def test_a_package_module_and_an_input_file(folder, capsys):
-    np.save("x.npy", np.random.default_rng(1).normal(size=(2, 8, 8)))
-    declared = output(capsys, "show", "widelimit.examples.digits:mlp")
-    given = output(capsys, "show", "widelimit.examples.digits:mlp", "-i", "x.npy")
-    assert declared != given  # four inputs, and two
+    np.save("x.npy", np.random.default_rng(1).normal(size=(2, 12, 12)))
+    declared = output(capsys, "show", "widelimit.examples.digits:cnn")
+    given = output(capsys, "show", "widelimit.examples.digits:cnn", "-i", "x.npy")
+    assert declared != given  # images of 8 x 8 pixels, and of 12 x 12
 
 
 def test_a_model_file_may_import_its_neighbours(folder, capsys):
@@ -189,11 +202,3 @@ def test_the_demonstration_reads_digits(capsys):
     assert max(accuracies) >= 97.0
     assert text.count(" agree ") == 3
     assert "What to try next" in text
-
-
-def test_a_small_demonstration(capsys):
-    from widelimit.cli._demo import demo
-
-    assert demo(train=60, test=20, widths=(16, 64), seeds=4) == 0
-    text = capsys.readouterr().out
-    assert text.count("of 20 test images") == 3

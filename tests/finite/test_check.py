@@ -76,7 +76,7 @@ def test_a_wrong_prediction_fails(name):
     factor = 2.0 if name == "output" else 1.1
     limit = mlp_limit()
     limit[name] = limit[name] * factor
-    result = finite.check(mlp, MLP, X, limit, widths=(512,))
+    result = finite.check(mlp, MLP, X, limit, widths=(1024,), seeds=48)
     assert result.verdicts == {k: k != name for k in limit}
     assert not result.passed
     assert result.slopes == {}
@@ -263,10 +263,10 @@ def test_false_alarms_of_a_scalar_output_are_rare():
         finite.check(
             f, params, X, {"output": X @ X.T}, (256,), 16, jax.random.key(i)
         ).passed
-        for i in range(12)
+        for i in range(8)
     ]
-    # At level 1 %, two failures of 12 have probability below 1 %.
-    assert sum(passed) >= 11
+    # At level 1 %, two failures of 8 have probability below 1 %.
+    assert sum(passed) >= 7
 
 
 def test_networks_that_overflow_fail():

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,8 +8,15 @@ import pytest
 from widelimit import _errors
 from widelimit.gaussian import Accuracy, estimate, expect, is_exact, route
 from widelimit.gaussian._piecewise import find_kinks, parity
-from widelimit.scalar import Arg, Const, call, differentiate, evaluate
-from widelimit.scalar import from_callable, substitute
+from widelimit.scalar import (
+    Arg,
+    Const,
+    call,
+    differentiate,
+    evaluate,
+    from_callable,
+    substitute,
+)
 
 
 def _soft(x):
@@ -63,7 +72,9 @@ def _reference(f, g, means, cov):
     """E f(u) g(v), conditioning v on u: not the coordinates that widelimit uses."""
     (m1, m2), (a, b, c) = means, cov
     s1 = np.sqrt(a)
-    gain, rest = (c / a, np.sqrt(max(b - c * c / a, 0.0))) if a > 0 else (0.0, np.sqrt(b))
+    gain, rest = (
+        (c / a, np.sqrt(max(b - c * c / a, 0.0))) if a > 0 else (0.0, np.sqrt(b))
+    )
     if rest < 1e-6 * np.sqrt(b):
         rest = 0.0
     edges = list(np.linspace(-9.5, 9.5, 17))
@@ -78,7 +89,9 @@ def _reference(f, g, means, cov):
     x, w = _legendre(edges)
     u = m1 + s1 * x
     density = np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi)
-    return float(np.sum(np.asarray(f(u)) * _inner(g, m2 + gain * (u - m1), rest) * w * density))
+    return float(
+        np.sum(np.asarray(f(u)) * _inner(g, m2 + gain * (u - m1), rest) * w * density)
+    )
 
 
 def _random_law(rng, case):
@@ -110,7 +123,7 @@ def _check_honest(name, other, laws):
     return worst
 
 
-@pytest.mark.parametrize("name", ["tanh", "gelu", "elu", "soft_sign", "jump"])
+@pytest.mark.parametrize("name", ["tanh", "gelu", "soft_sign", "jump"])
 def test_errors_are_honest_and_small(name):
     assert _check_honest(name, name, 12) < 1e-10
 
@@ -151,13 +164,16 @@ LAWS = [
 ]
 
 
-@pytest.mark.parametrize("name", ["tanh", "softplus", "mish", "soft_sign", "bent", "jump"])
+@pytest.mark.parametrize(
+    "name", ["tanh", "softplus", "mish", "soft_sign", "bent", "jump"]
+)
 @pytest.mark.parametrize("law", LAWS)
 def test_derivatives_are_finite_everywhere(name, law):
-    gradient = jax.grad(_dual(name, "tanh"))(jnp.asarray(law))
+    gradient = _gradient(name, "tanh")(jnp.asarray(law))
     assert np.all(np.isfinite(gradient))
 
 
+@functools.cache
 def _dual(name, other):
     f = from_callable(ACTIVATIONS[name], 1)
     g = substitute(from_callable(ACTIVATIONS[other], 1), [Arg(1)])
@@ -169,10 +185,15 @@ def _dual(name, other):
     return value
 
 
+@functools.cache
+def _gradient(name, other):
+    return jax.jit(jax.grad(_dual(name, other)))
+
+
 @pytest.mark.parametrize("name", ["tanh", "softplus", "soft_sign", "bent", "jump"])
 def test_derivatives_match_differences(name):
     value, law = _dual(name, "tanh"), jnp.asarray(LAWS[0])
-    gradient = jax.grad(value)(law)
+    gradient = _gradient(name, "tanh")(law)
     for i in range(5):
         step = 1e-4 * jnp.eye(5)[i]
         # Two central differences, extrapolated: the error is of fourth order.
@@ -184,12 +205,12 @@ def test_derivatives_match_differences(name):
 @pytest.mark.parametrize("name", ["tanh", "softplus", "mish", "silu"])
 @pytest.mark.parametrize("law", LAWS[1:])
 def test_derivatives_of_smooth_duals_at_singular_laws(name, law):
-    """Price's theorem against the expectation of the derivatives, one leaf at a time."""
+    """Price's theorem against an expectation of derivatives."""
     f = from_callable(ACTIVATIONS[name], 1)
     m1, m2, a, b, c = law
     slope = lambda x: evaluate(differentiate(f, 0), [x])  # noqa: E731
     exact = _reference(slope, slope, (m1, m2), (a, b, c))
-    found = jax.grad(_dual(name, name))(jnp.asarray(law))[4]
+    found = _gradient(name, name)(jnp.asarray(law))[4]
     assert abs(found - exact) < 1e-12
 
 
@@ -200,8 +221,8 @@ def test_second_derivatives_and_batches():
     curve = lambda x: -2 * jnp.tanh(x) * (1 - jnp.tanh(x) ** 2)  # noqa: E731
     exact = _reference(curve, curve, (0.0, 0.0), (1.0, 1.0, 1.0))
     assert abs(hessian[4, 4] - exact) < 1e-12
-    batch = jax.vmap(jax.grad(value))(jnp.stack([law, law]))
-    assert np.allclose(batch[1], jax.grad(value)(law), rtol=0, atol=1e-14)
+    batch = jax.vmap(_gradient("tanh", "tanh"))(jnp.stack([law, law]))
+    assert np.allclose(batch[1], _gradient("tanh", "tanh")(law), rtol=0, atol=1e-14)
 
 
 def test_polynomials_are_exact():
@@ -245,8 +266,8 @@ def test_sums_are_multiplied_out():
     f = from_callable(lambda x, y: (jnp.tanh(x) - jnp.tanh(y)) * jnp.tanh(y), 2)
     assert route([f], 2) == "Hermite series * quadrature"
     found = estimate(f, [0.1, 0.2], [[1.0, 0.4], [0.4, 2.0]])
-    first = _reference(np.tanh, np.tanh, (0.1, 0.2), (1.0, 2.0, 0.4))
-    second = _inner(lambda y: np.tanh(y) ** 2, np.array([0.2]), np.sqrt(2.0))[0]
+    first = _reference(jnp.tanh, jnp.tanh, (0.1, 0.2), (1.0, 2.0, 0.4))
+    second = _inner(lambda y: jnp.tanh(y) ** 2, np.array([0.2]), np.sqrt(2.0))[0]
     assert abs(found.value - (first - second)) < 1e-13
 
 
@@ -259,7 +280,7 @@ def test_two_leaves_that_do_not_come_apart():
     y, w = _legendre(np.sort([*np.linspace(-9.5, 9.5, 17), 0.3 / np.sqrt(0.8)]))
     at = -0.3 + np.sqrt(0.8) * y
     mean = 0.2 + 0.6 / 0.8 * (at + 0.3) + np.maximum(at, 0)
-    inner = _inner(np.tanh, mean, np.sqrt(1.5 - 0.36 / 0.8))
+    inner = _inner(jnp.tanh, mean, np.sqrt(1.5 - 0.36 / 0.8))
     exact = np.sum(inner * w * np.exp(-0.5 * y**2) / np.sqrt(2 * np.pi))
     assert abs(found.value - exact) <= found.error + 1e-14
     assert found.error < 1e-10
@@ -271,7 +292,7 @@ def test_three_leaves():
     found = estimate(f, [0.1, 0.2, 0.3], cov)
     assert found.route == "tensor quadrature"
     law = (1.9, 1.0, 0.4)
-    exact = _reference(np.tanh, ACTIVATIONS["sigmoid"], (0.3, 0.3), law)
+    exact = _reference(jnp.tanh, ACTIVATIONS["sigmoid"], (0.3, 0.3), law)
     assert abs(found.value - exact) <= found.error < 1e-7
 
 
@@ -340,7 +361,8 @@ def test_estimate_shows_value_error_and_route():
 @pytest.mark.parametrize(
     ("f", "mean", "cov", "message"),
     [
-        (jnp.tanh, [0.0, 0.0], np.eye(2), "arguments"),
+        (Arg(2), [0.0, 0.0], np.eye(2), "arguments"),
+        (jnp.tanh, [0.0, 0.0], np.eye(2), "takes"),
         (lambda x, y: x * y, [0.0, 0.0], np.eye(3), "shape"),
         (jnp.tanh, np.nan, 1.0, "finite"),
         (lambda x, y: x * y, [0.0, 0.0], [[1.0, 2.0], [2.0, 1.0]], "eigenvalue"),

@@ -7,7 +7,16 @@ from widelimit.gaussian import Accuracy, expect, route
 from widelimit.gaussian._hermite import hermite_dual
 from widelimit.scalar import Arg, from_callable, substitute
 
-SMOOTH = ["tanh", "sigmoid", "silu", "softplus", "gelu", "mish", "log_sigmoid", "squareplus"]
+SMOOTH = [
+    "tanh",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "gelu",
+    "mish",
+    "log_sigmoid",
+    "squareplus",
+]
 
 
 def _function(name):
@@ -93,7 +102,9 @@ def test_work_per_input_keeps_its_shape():
     assert route(factors, 2) == "Hermite series"
     assert value.shape == (7, 7)
     for i, j in [(0, 0), (2, 5)]:
-        one = expect(factors, [0.0, 0.0], [[gram[i, i], gram[i, j]], [gram[i, j], gram[j, j]]])
+        one = expect(
+            factors, [0.0, 0.0], [[gram[i, i], gram[i, j]], [gram[i, j], gram[j, j]]]
+        )
         assert abs(one - value[i, j]) < 1e-13
     pairs = jax.vmap(
         lambda a, row: jax.vmap(

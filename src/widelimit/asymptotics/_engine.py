@@ -351,10 +351,20 @@ class Engine:
         if not inner:
             return ZERO
         outer = Product(weights, (), tuple(dict.fromkeys(sums_u + sums_v)))
+        outer = outer.times(*self._masks(u, a), *self._masks(v, b))
         for i, j in zip(a.letters, b.letters, strict=True):
             if i >= 0:
                 outer = self._delta(outer, full_u[i], full_v[j])
         return _times((outer,), inner)
+
+    def _masks(self, u: View, line: MatMul | Readout) -> list[Factor]:
+        """Zero outside, at indices that neither the matrix nor the vector follows."""
+        read = {a for m in line.maps for a in m.letters} | set(line.letters)
+        return [
+            Factor(np.asarray(index.table >= 0, float), self.plain(index.letters))
+            for i, index in enumerate(u.indices)
+            if i not in read and not inside(index)
+        ]
 
     def _expand(
         self,

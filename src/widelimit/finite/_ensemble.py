@@ -87,12 +87,13 @@ class Ensemble:
                     mine[place] = readout
                 return self.run(mine, x, bits)
 
-            return _summary(*jax.vmap(run)(readouts), layouts, with_mean)
+            outputs, taps = jax.vmap(run)(readouts)
+            return _summary(outputs, taps, layouts, with_mean)
 
         chunk = self._chunk(len(rngs), repeats)
         # One network alone is not mapped: convolutions with mapped filters are slow.
         many: Any = one if chunk == 1 else jax.vmap(one, in_axes=(0, 0, 0, None))
-        run = jax.jit(many)
+        run: Any = jax.jit(many)
         for start in range(0, len(rngs), chunk):
             inputs = [
                 self._draw(r, place, repeats) for r in rngs[start : start + chunk]

@@ -67,7 +67,7 @@ def layouts(
     batches = _batch_axes(shapes, taps)
     found: dict[str, Layout] = {}
     left_out: dict[str, str] = {}
-    for name, tapped in taps.items():
+    for name, tapped in sorted(taps.items(), key=lambda item: item[1].order):
         shape = tapped.value.shape
         wide = _changed(shape, wider_taps[name].value.shape)
         if len(wide) == 1 and len(batches[name]) == 1:

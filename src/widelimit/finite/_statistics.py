@@ -29,10 +29,12 @@ class Running:
     def add(self, value: Any) -> None:
         """Take the entries of one more network into account."""
         self.count += 1
-        step = value - self.mean
-        self.mean = self.mean + step / self.count
-        self._spread = self._spread + step * (value - self.mean)
-        self._deviation += float(np.mean((value - self.goal) ** 2))
+        # A network that overflows makes infinities, and `largest_t` reports them.
+        with np.errstate(over="ignore", invalid="ignore"):
+            step = value - self.mean
+            self.mean = self.mean + step / self.count
+            self._spread = self._spread + step * (value - self.mean)
+            self._deviation += float(np.mean((value - self.goal) ** 2))
 
     @property
     def stderr(self) -> np.ndarray:
@@ -42,6 +44,8 @@ class Running:
     @property
     def deviation(self) -> float:
         """RMS deviation of single networks, over the RMS of the goal."""
+        if not np.isfinite(self._deviation):
+            return np.inf
         size = float(np.mean(self.goal**2))
         return float(np.sqrt(self._deviation / self.count / (size or 1.0)))
 
@@ -50,7 +54,8 @@ class Running:
         """The largest |t| of all entries; infinite where a network is not finite."""
         error = np.hypot(self.stderr, self.floor)
         gap = np.abs(self.mean - self.goal)
-        t = np.divide(gap, error, out=np.zeros_like(gap), where=gap != 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            t = np.divide(gap, error, out=np.zeros_like(gap), where=gap != 0)
         return float(np.max(np.where(np.isfinite(t), t, np.inf)))
 
 

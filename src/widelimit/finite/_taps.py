@@ -32,13 +32,22 @@ _SCATTER: dict[str, Callable[..., Any]] = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tapped:
-    """A tapped value; `loops` leading axes are the steps of the scans around it."""
+    """A tapped value.
+
+    Attributes:
+        value: the array.
+        loops: how many leading axes are steps of the scans around the tap.
+        order: its place among the taps of the network.
+    """
 
     value: Any
     loops: int
+    order: int = 0
 
 
-jax.tree_util.register_dataclass(Tapped, data_fields=["value"], meta_fields=["loops"])
+jax.tree_util.register_dataclass(
+    Tapped, data_fields=["value"], meta_fields=["loops", "order"]
+)
 
 
 def run_with_taps(
@@ -150,7 +159,8 @@ class _Run:
                 f"Two taps are called {name!r} (the second at {source or '?'}): names "
                 "of taps are unique in a network."
             )
-        self.taps[name] = value
+        order = len(self.taps)  # JAX sorts a dict of arrays by name
+        self.taps[name] = dataclasses.replace(value, order=order)
 
     def scan(self, equation: _jax.Equation, args: list[Any]) -> list[Any]:
         params = equation.params
@@ -173,8 +183,8 @@ class _Run:
             length=params["length"],
             reverse=params["reverse"],
         )
-        for name, value in taps.items():
-            self.record(name, Tapped(value, loops[name]), equation.source)
+        for name, count in loops.items():
+            self.record(name, Tapped(taps[name], count), equation.source)
         return [*carry, *ys]
 
     def branches(self, equation: _jax.Equation, args: list[Any]) -> Sequence[Any]:

@@ -81,7 +81,9 @@ class _Law:
     def restrict(self, leaves: Sequence[int]) -> "_Law":
         """The law of some of the leaves."""
         cov = tuple(tuple(self.cov[i][j] for j in leaves) for i in leaves)
-        return dataclasses.replace(self, means=tuple(self.means[i] for i in leaves), cov=cov)
+        return dataclasses.replace(
+            self, means=tuple(self.means[i] for i in leaves), cov=cov
+        )
 
 
 def expect(
@@ -111,9 +113,7 @@ def expect(
         broadcast together, and what depends on one leaf is computed in the shape of
         that leaf.
     """
-    law = _Law(
-        tuple(means), tuple(tuple(row) for row in cov), tuple(params), accuracy
-    )
+    law = _Law(tuple(means), tuple(tuple(row) for row in cov), tuple(params), accuracy)
     return _product(tuple(factors), _cast(law))
 
 
@@ -188,7 +188,9 @@ def _product(factors: tuple[Expr, ...], law: _Law) -> Array:
     return jnp.asarray(1.0 if result is None else result, law.dtype)
 
 
-def _groups(alone: dict[int, Expr], joint: list[Expr], law: _Law) -> list[frozenset[int]]:
+def _groups(
+    alone: dict[int, Expr], joint: list[Expr], law: _Law
+) -> list[frozenset[int]]:
     """Sets of leaves that are independent of each other."""
     leaves = sorted({*alone, *(i for f in joint for i in used(f) if i < law.d)})
     groups = [frozenset((i,)) for i in leaves]
@@ -294,7 +296,9 @@ def _opposite(factors: tuple[Expr, ...], law: _Law) -> bool:
 
 def _priced(found: Kinks) -> bool:
     """Whether Price's theorem has all it needs."""
-    return found.complete and found.continuous and len(found.slopes) == len(found.places)
+    return (
+        found.complete and found.continuous and len(found.slopes) == len(found.places)
+    )
 
 
 def _several(factors: tuple[Expr, ...], law: _Law) -> Array:
@@ -315,7 +319,7 @@ def _several(factors: tuple[Expr, ...], law: _Law) -> Array:
 def _peel(alone: dict[int, Expr], joint: list[Expr], law: _Law) -> Array | None:
     """Integrate out a leaf v that enters as a polynomial, by Stein's lemma.
 
-    E[v^k F] = m E[v^{k-1} F] + (k-1) Var(v) E[v^{k-2} F] + sum_j Cov(v, z_j) E[v^{k-1} F_j].
+    E[v P] = m E[P] + sum_j Cov(v, z_j) E[dP/dz_j], v among the z_j.
     """
     for v, f in alone.items():
         if any(v in used(g) for g in joint):
@@ -323,7 +327,11 @@ def _peel(alone: dict[int, Expr], joint: list[Expr], law: _Law) -> Array | None:
         terms = polynomial(f, law.d)
         degree = 0 if terms is None else max((p[v] for p in terms), default=0)
         rest = (*(g for i, g in alone.items() if i != v), *joint)
-        if terms and 0 < degree <= _MAX_PEELED_DEGREE and _smooth_enough(rest, degree, law):
+        if (
+            terms
+            and 0 < degree <= _MAX_PEELED_DEGREE
+            and _smooth_enough(rest, degree, law)
+        ):
             parts = [_stein(v, p[v], (c, *rest), law) for p, c in terms.items()]
             return sum(parts[1:], parts[0])
     return None
@@ -406,7 +414,10 @@ def _compiled(
         return _RULES[kind](factors, law_of(means, cov, params))
 
     def expectation(
-        other: tuple[Expr, ...], means: Sequence[Array], cov: Any, params: Sequence[Array]
+        other: tuple[Expr, ...],
+        means: Sequence[Array],
+        cov: Any,
+        params: Sequence[Array],
     ) -> Array:
         return _product(other, law_of(means, cov, params))
 
@@ -513,7 +524,9 @@ def _qmc_rule(factors: tuple[Expr, ...], law: _Law) -> Array:
     return _points_rule(factors, law, points, weights)
 
 
-def _points_rule(factors: tuple[Expr, ...], law: _Law, points: Any, weights: Any) -> Array:
+def _points_rule(
+    factors: tuple[Expr, ...], law: _Law, points: Any, weights: Any
+) -> Array:
     means = [law.mean(i) for i in range(law.d)]
     root = psd_root(law.cov)
     return weighted_sum(multiply(factors), points, weights, means, root, law.params)

@@ -58,7 +58,9 @@ def multiply(factors: Iterable[Expr]) -> Expr:
     return result if number == 1.0 else call("mul", Const(number), result)
 
 
-def merge(factors: Sequence[Expr], d: int) -> tuple[list[Expr], dict[int, Expr], list[Expr]]:
+def merge(
+    factors: Sequence[Expr], d: int
+) -> tuple[list[Expr], dict[int, Expr], list[Expr]]:
     """Sort a product of functions of `d` leaves by what they read.
 
     Returns:
@@ -82,7 +84,7 @@ def merge(factors: Sequence[Expr], d: int) -> tuple[list[Expr], dict[int, Expr],
 
 def as_function(f: Expr, d: int, params: int) -> Expr:
     """A function of one of `d` leaves, with that leaf as argument 0."""
-    names: list[Expr] = [Arg(0)] * d + [Arg(1 + i) for i in range(params)]
+    names: list[Expr] = [*[Arg(0)] * d, *(Arg(1 + i) for i in range(params))]
     return substitute(f, names)
 
 

@@ -100,7 +100,7 @@ def _sign(x: _Range) -> int:
     return 1 if x.low is None else -1
 
 
-def _operation(op: str, args: tuple[Expr, ...], inner: tuple[_Range, ...]) -> _Range:
+def _operation(op: str, args: tuple[Expr, ...], inner: tuple[_Range, ...]) -> _Range:  # noqa: C901
     if all(r.size == _ONE for r in inner):
         return _BOUNDED
     if op in _BOUNDED_OPS:
@@ -122,27 +122,27 @@ def _operation(op: str, args: tuple[Expr, ...], inner: tuple[_Range, ...]) -> _R
             return _Range(_top(x.low, y.low), _bottom(x.high, y.high))
         case "select", (_, x, y):
             return _Range(_top(x.low, y.low), _top(x.high, y.high))
-        case ("exp" | "exp2" | "expm1"), (x,):
+        case (("exp" | "exp2" | "expm1"), (x,)):
             return _exponential(x)
-        case ("floor" | "ceil" | "round"), (x,):
+        case (("floor" | "ceil" | "round"), (x,)):
             return _Range(x.low, x.high, x.rate)
-        case ("log" | "log1p"), (x,):
+        case (("log" | "log1p"), (x,)):
             return _logarithm(x)
-        case ("sqrt" | "cbrt" | "asinh"), (x,):
+        case (("sqrt" | "cbrt" | "asinh"), (x,)):
             power = {"sqrt": 0.5, "cbrt": 1.0 / 3.0}.get(op, 0.5)
             return _Range(_root(x.low, power), _root(x.high, power), x.rate * power)
         case "pow", (x, _) if isinstance(args[1], Const):
             return _power(x, args[1].value)
         case "div", (x, y):
             return _quotient(x, y, args[1])
-        case ("sinh" | "cosh"), (x,):
+        case (("sinh" | "cosh"), (x,)):
             big = _exponential(_Range(None, _top(x.low, x.high))).high
             return _Range(None if op == "cosh" else big, big)
         case "rem", (x, y) if y.size == _ONE:
             return _BOUNDED
         case "rsqrt", (x,):
             return _BOUNDED
-        case ("lgamma" | "digamma"), (x,):
+        case (("lgamma" | "digamma"), (x,)):
             part = _root(x.size, 2.0)
             return _Range(part, part)
     return _Range(_BEYOND, _BEYOND)
@@ -159,9 +159,9 @@ def _has_pole(op: str, args: tuple[Expr, ...], argument: int) -> bool:
             return not (_away_from_zero if n < 0 else _nonnegative)(x, argument)
         case ("pow", (x, _)) | (("log" | "rsqrt" | "lgamma" | "digamma"), (x,)):
             return not _away_from_zero(x, argument)
-        case ("log1p" | "sqrt"), (x,):
+        case (("log1p" | "sqrt"), (x,)):
             return not _nonnegative(x, argument)
-        case ("atanh" | "erf_inv" | "tan" | "acosh"), (x,):
+        case (("atanh" | "erf_inv" | "tan" | "acosh"), (x,)):
             return argument in used(x)
     return False
 

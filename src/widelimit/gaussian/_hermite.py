@@ -9,7 +9,7 @@ The coefficients come from the trapezoidal rule and the three-term recurrence of
 Hermite *functions* h_k(x) exp(-x^2/4), which is stable where the polynomials overflow.
 Terms are added in blocks until Parseval's identity and Cauchy-Schwarz bound the tail:
 
-    |sum_{k >= K} a_k b_k rho^k|^2 <= (|f|^2 - sum_{k<K} a_k^2)(|g|^2 - sum_{k<K} b_k^2).
+    |sum_{k>=K} a_k b_k rho^k|^2 <= (|f|^2 - sum_{k<K} a_k^2)(|g|^2 - sum_{k<K} b_k^2).
 
 The differences cannot be known better than to rounding; when they are that small and
 a whole block adds less, the series has converged.
@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 
 from ..scalar import Expr, evaluate
-from ._quadrature import correlation, safe_sqrt
+from ._quadrature import REACH, correlation, safe_sqrt
 
 Array = Any
 
@@ -37,7 +37,6 @@ TERMS = (1024, 2048, 4096)
 
 _ROUNDING = 64.0
 _TAIL = (1e-10, 1e-12, 0.0)
-_REACH = {8: 12.5, 4: 8.5}
 
 
 def hermite_dual(
@@ -83,9 +82,12 @@ def hermite_dual(
 
     def unfinished(state: tuple[Array, ...]) -> Array:
         k, _, _, _, _, rest1, rest2, block = state
-        tail = _worst(rest1, norm1) * _worst(rest2, norm2) * nearest ** (2 * k)
-        rounding = (tail < (_ROUNDING * eps) ** 2) & (block * nearest ** (2 * k) < eps**2)
-        return (k < terms) & (tail > max(eps, _TAIL[level]) ** 2) & ~rounding
+        # What is missing of a norm is known to rounding only: never take it for 0.
+        missing = [_worst(r, n) for r, n in ((rest1, norm1), (rest2, norm2))]
+        near = nearest ** (2 * k)
+        tail = near * jnp.prod(jnp.maximum(jnp.stack(missing), 4 * eps))
+        rounding = (tail < (_ROUNDING * eps) ** 2) & (block * near < (eps / 16) ** 2)
+        return (k < terms) & (tail > max(8 * eps, _TAIL[level]) ** 2) & ~rounding
 
     def add_block(state: tuple[Array, ...]) -> tuple[Array, ...]:
         k, before, now, total, power, rest1, rest2, _ = state
@@ -117,8 +119,8 @@ def hermite_dual(
 
 def _size(dtype: Any, level: int) -> tuple[int, int, float]:
     if dtype == jnp.float64:
-        return NODES[level], TERMS[level], _REACH[8]
-    return (192, 256, 384)[level], (256, 512, 1024)[level], _REACH[4]
+        return NODES[level], TERMS[level], REACH[level]
+    return (192, 256, 384)[level], (256, 512, 1024)[level], REACH[level] - 4.0
 
 
 def _on_nodes(

@@ -12,9 +12,9 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.scipy.special import log_ndtr, ndtr
+from jax.scipy.special import ndtr
 
-from ._bivariate import orthant
+from ._bivariate import log_ndtr, orthant
 
 Value = Any
 """An array, or the Python float 0.0 for a structural zero."""

@@ -20,8 +20,18 @@ import numpy as np
 
 from .._errors import UnsupportedError
 from .._jax import enable_x64
-from ..scalar import Arg, Call, Const, Expr, arity, call, differentiate, evaluate
-from ..scalar import log_add_exp_arguments, substitute
+from ..scalar import (
+    Arg,
+    Call,
+    Const,
+    Expr,
+    arity,
+    call,
+    differentiate,
+    evaluate,
+    log_add_exp_arguments,
+    substitute,
+)
 from ._factors import used
 
 _COMPARISONS = frozenset(("lt", "le", "gt", "ge"))
@@ -129,7 +139,7 @@ def leaf_kinks(f: Expr, leaf: int, d: int) -> Kinks:
     may jump at its kinks.
     """
     others = sorted(i for i in used(f) if i < d and i != leaf)
-    names: list[Expr] = [Arg(0)] * d + [Arg(1 + i) for i in range(arity(f))]
+    names: list[Expr] = [*[Arg(0)] * d, *(Arg(1 + i) for i in range(arity(f)))]
     if not others:
         return find_kinks(substitute(f, names))
     complete, places = True, []
@@ -152,7 +162,7 @@ def differentiate_or_none(f: Expr) -> Expr | None:
         return None
 
 
-def switches(e: Expr) -> Iterator[Expr]:
+def switches(e: Expr) -> Iterator[Expr]:  # noqa: C901
     """Expressions whose zeros may be kinks of `e`."""
     if not isinstance(e, Call):
         return

@@ -25,7 +25,7 @@ Pairs = tuple[tuple[int, int], ...]
 _SymbolicZero = jax.custom_derivatives.SymbolicZero
 
 
-def with_derivative(
+def with_derivative(  # noqa: C901
     value: Callable[..., Array],
     expectation: Callable[..., Array],
     factors: Factors,
@@ -59,7 +59,9 @@ def with_derivative(
     def function(*flat: Array) -> Array:
         return value(*unpack(flat))
 
-    def rule(primals: Sequence[Array], tangents: Sequence[Array]) -> tuple[Array, Array]:
+    def rule(
+        primals: Sequence[Array], tangents: Sequence[Array]
+    ) -> tuple[Array, Array]:
         out = function(*primals)
         point = unpack(primals)
         total = jnp.zeros_like(out)

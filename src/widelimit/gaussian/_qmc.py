@@ -71,7 +71,8 @@ def _remainder(
     entry: Array | None, root: list[list[Array | None]], i: int, j: int
 ) -> Array | None:
     for k in range(j):
-        if root[i][k] is not None and root[j][k] is not None:
-            product = root[i][k] * root[j][k]
+        left, right = root[i][k], root[j][k]
+        if left is not None and right is not None:
+            product = left * right
             entry = -product if entry is None else entry - product
     return entry

@@ -23,8 +23,11 @@ from ..scalar import Expr, evaluate
 
 Array = Any
 
-_REACH = 12.5
-_SPLIT_REACH = 10.0
+REACH = (11.5, 12.5, 13.5)
+"""Standard deviations that the trapezoidal rule covers, by level: the difference of
+two levels then also shows what the tails hold."""
+
+_SPLIT_REACH = (9.5, 10.0, 11.0)
 _ELEMENTS = 1 << 21
 
 
@@ -35,7 +38,7 @@ def safe_sqrt(x: Array) -> Array:
 
 
 def safe_divide(x: Array, y: Array, otherwise: Array = 0.0) -> Array:
-    """x / y, or `otherwise` where y is 0; no NaN in the derivative."""
+    """Divide; `otherwise` where y is 0, without NaN in the derivative."""
     bad = y == 0
     return jnp.where(bad, otherwise, x / jnp.where(bad, 1, y))
 
@@ -46,7 +49,7 @@ def correlation(a: Array, b: Array, c: Array) -> Array:
 
 
 @functools.lru_cache(maxsize=64)
-def trapezoid(count: int, reach: float = _REACH) -> tuple[np.ndarray, np.ndarray]:
+def trapezoid(count: int, reach: float) -> tuple[np.ndarray, np.ndarray]:
     """Points and weights of the trapezoidal rule for N(0, 1); weights sum to 1."""
     x = (np.arange(count) + 0.5) * (2.0 * reach / count) - reach
     w = np.exp(-0.5 * x**2)
@@ -88,9 +91,11 @@ def mean_smooth(
 ) -> Array:
     """E f(z) for one Gaussian and a smooth f."""
     dtype = jnp.result_type(mean, variance, float, *params)
-    x, w = trapezoid((256, 512, 1024)[level])
+    x, w = trapezoid((256, 512, 1024)[level], REACH[level])
     m, s = mean[..., None], safe_sqrt(variance)[..., None]
-    values = evaluate(f, [m + s * jnp.asarray(x, dtype), *(p[..., None] for p in params)])
+    values = evaluate(
+        f, [m + s * jnp.asarray(x, dtype), *(p[..., None] for p in params)]
+    )
     return jnp.sum(values * jnp.asarray(w, dtype), axis=-1)
 
 
@@ -104,8 +109,8 @@ def mean_split(
 ) -> Array:
     """E f(z) for one Gaussian, on panels that end at the kinks of f."""
     s = safe_sqrt(variance)
-    dtype = s.dtype
-    marks = [safe_divide(t - mean, s, _SPLIT_REACH) for t in _places(kinks, params, dtype)]
+    dtype, reach = s.dtype, _SPLIT_REACH[level]
+    marks = [safe_divide(t - mean, s, reach) for t in _places(kinks, params, dtype)]
     x, w = _panels(marks, level, dtype)
     values = evaluate(
         f,
@@ -128,11 +133,10 @@ def _density(x: Array) -> Array:
 def _panels(marks: Sequence[Array], level: int, dtype: Any) -> tuple[Array, Array]:
     """Gauss-Legendre points and weights (..., panels, points) between the marks."""
     shape = jnp.broadcast_shapes(*(jnp.shape(m) for m in marks), ())
-    base = np.linspace(-_SPLIT_REACH, _SPLIT_REACH, 5)
+    reach = _SPLIT_REACH[level]
+    base = np.linspace(-reach, reach, 5)
     ends = [jnp.broadcast_to(jnp.asarray(e, dtype), shape) for e in base]
-    inner = [
-        jnp.broadcast_to(jnp.clip(m, -_SPLIT_REACH, _SPLIT_REACH), shape) for m in marks
-    ]
+    inner = [jnp.broadcast_to(jnp.clip(m, -reach, reach), shape) for m in marks]
     edges = jnp.sort(jnp.stack([*ends, *inner], axis=-1), axis=-1)
     t, w = legendre((20, 32, 48)[level])
     low, gap = edges[..., :-1, None], jnp.diff(edges, axis=-1)[..., None]
@@ -161,7 +165,7 @@ def pair_split(
     s1, s2, rho = safe_sqrt(a), safe_sqrt(b), correlation(a, b, c)
     side = jnp.where(rho < 0, -1, 1).astype(rho.dtype)
     p, q = safe_sqrt((1 + jnp.abs(rho)) / 2), safe_sqrt((1 - jnp.abs(rho)) / 2)
-    far = 4 * _SPLIT_REACH
+    far = 4 * _SPLIT_REACH[level]
     first = [
         jnp.clip(safe_divide(t - m1, s1, far), -far, far)
         for t in _places(kinks[0], params, rho.dtype)
@@ -183,7 +187,10 @@ def pair_split(
         at2 = at[..., None, None]
         deep = [z[..., None, None] for z in (m1, s1, p, q, m2, s2, side)]
         n1, d1, p2, q2, n2, d2, sign = deep
-        left, right = n1 + d1 * (p2 * x + q2 * at2), n2 + sign * d2 * (p2 * x - q2 * at2)
+        left, right = (
+            n1 + d1 * (p2 * x + q2 * at2),
+            n2 + sign * d2 * (p2 * x - q2 * at2),
+        )
         value = evaluate(f, [left, right, *(z[..., None, None] for z in params)])
         total = jnp.sum(value * v * _density(x), axis=(-1, -2))
         return carry + w * _density(at) * total, None
@@ -199,7 +206,8 @@ def _flatten(z: Array) -> Array:
 def tensor_rule(dimension: int, level: int) -> tuple[np.ndarray, np.ndarray]:
     """Points (count, dimension) and weights of a product rule, tiny weights dropped."""
     count = {1: (256, 512, 1024), 2: (72, 128, 192), 3: (28, 44, 60)}[dimension][level]
-    x, w = trapezoid(count, 9.5 if dimension == 2 else 8.0)
+    reach = {1: REACH, 2: (9.0, 9.5, 10.5), 3: (7.5, 8.0, 8.5)}[dimension][level]
+    x, w = trapezoid(count, reach)
     grids = np.meshgrid(*[x] * dimension, indexing="ij")
     weights = functools.reduce(np.multiply.outer, [w] * dimension).ravel()
     keep = weights > 1e-22
@@ -264,5 +272,3 @@ def broadcast(*arrays: Array) -> list[Array]:
     """Arrays of one floating type, shapes unchanged."""
     dtype = jnp.result_type(float, *arrays)
     return [jnp.asarray(z, dtype) for z in arrays]
-
-

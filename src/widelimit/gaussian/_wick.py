@@ -42,7 +42,8 @@ def polynomial(expr: Expr, d: int) -> Polynomial | None:
         case Call("div", (x, y)) if not any(i < d for i in used(y)):
             return _scale(polynomial(x, d), call("div", Const(1.0), y))
         case Call("pow", (x, Const(n))) if n in range(MAX_DEGREE + 1):
-            base, result = polynomial(x, d), {(0,) * d: Const(1.0)}
+            base = polynomial(x, d)
+            result: Polynomial | None = {(0,) * d: Const(1.0)}
             for _ in range(int(n)):
                 result = multiply_polynomials(result, base)
             return result
@@ -100,9 +101,9 @@ def wick_mean(
         rest = _lower(powers, i)
         parts = [] if means[i] is None else [(means[i], moment(rest))]
         for j in range(d):
-            if rest[j] and cov[i][j] is not None:
-                inner = moment(_lower(rest, j))
-                parts.append((rest[j] * cov[i][j], inner))
+            c = cov[i][j]
+            if rest[j] and c is not None:
+                parts.append((rest[j] * c, moment(_lower(rest, j))))
         return _total([x * y for x, y in parts if y is not None])
 
     values = []

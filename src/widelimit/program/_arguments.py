@@ -15,6 +15,7 @@ from ._vectors import VectorHandle
 
 
 def what_it_is(a: Any) -> str:
+    """An argument, for a message."""
     if isinstance(a, MatrixHandle):
         return f"{a._describe()}, a matrix (apply it first: A @ x)"
     if isinstance(a, VectorHandle):
@@ -24,6 +25,7 @@ def what_it_is(a: Any) -> str:
 
 
 def trace(f: Any, count: int) -> scalar.Expr:
+    """The expression of a function of `count` scalars, or a helpful error."""
     if isinstance(f, scalar.Arg | scalar.Const | scalar.Call):
         if scalar.arity(f) > count:
             raise InputError(
@@ -49,6 +51,7 @@ def trace(f: Any, count: int) -> scalar.Expr:
 
 
 def array(value: Any, what: str) -> np.ndarray:
+    """A finite array of floats, or a helpful error."""
     try:
         array = np.asarray(value, dtype=float)
     except (TypeError, ValueError):

@@ -28,6 +28,7 @@ from ._lines import (
     Readout,
     Ref,
     TensorArg,
+    Term,
     Transpose,
     Type,
     VecIn,
@@ -165,25 +166,28 @@ class Run:
         )
 
     def lincomb(self, line: LinComb, t: Type) -> jax.Array:
-        wide = len(dims(t))
-        total = jnp.zeros(self.shape(t), self.dtype)
+        total: Any = 0.0
         for term in line.terms:
-            sizes = line.shape + term.sums
-            if term.x is None:
-                x = jnp.ones((*sizes, *self.shape(t)[len(t.shape) :]), self.dtype)
-            else:
-                x = gather(self.env[term.x], term.maps, sizes, wide)
-            n = len(sizes)
-            tail = list(range(n, n + wide))
-            operands: list[Any] = []
-            for arg in term.tensors:
-                operands += _drop_single(self.env[arg.ref], arg.letters)
-            out = [*range(len(line.shape)), *tail]
-            value = jnp.einsum(
-                *operands, x, [*range(n), *tail], out, precision="highest"
-            )
-            total = total + term.scale * value
+            value = self.term(term, line.shape, t)
+            total = total + (value if term.scale == 1.0 else term.scale * value)
         return total
+
+    def term(self, term: Term, shape: tuple[int, ...], t: Type) -> jax.Array:
+        """One term of a linear combination, without its scale."""
+        sizes, wide = shape + term.sums, self.shape(t)[len(shape) :]
+        if term.x is None:
+            x = jnp.ones((*sizes, *wide), self.dtype)
+        else:
+            x = gather(self.env[term.x], term.maps, sizes, len(wide))
+        if not term.tensors and not term.sums:
+            return x
+        n = len(sizes)
+        tail = list(range(n, n + len(wide)))
+        operands: list[Any] = []
+        for arg in term.tensors:
+            operands += _drop_single(self.env[arg.ref], arg.letters)
+        out = [*range(len(shape)), *tail]
+        return jnp.einsum(*operands, x, [*range(n), *tail], out, precision="highest")
 
     def function(
         self,

@@ -106,7 +106,7 @@ def differentiate(expr: Expr, index: int) -> Expr:
             return ZERO if all(d == ZERO for d in inner) else _chain(op, args, inner)
 
 
-def _chain(op: str, args: tuple[Expr, ...], inner: tuple[Expr, ...]) -> Expr:
+def _chain(op: str, args: tuple[Expr, ...], inner: tuple[Expr, ...]) -> Expr:  # noqa: C901
     match op, args, inner:
         case _, (x,), (dx,) if op in _UNARY:
             return _mul(_UNARY[op](x), dx)
@@ -127,10 +127,11 @@ def _chain(op: str, args: tuple[Expr, ...], inner: tuple[Expr, ...]) -> Expr:
             return _mul(_mul(Const(n), _pow(x, n - 1.0)), dx)
         case "pow", (x, y), (dx, dy):
             log_rate = _add(
-                _mul(dy, call("log", x)), call("div", _mul(y, dx), x) if dx != ZERO else ZERO
+                _mul(dy, call("log", x)),
+                call("div", _mul(y, dx), x) if dx != ZERO else ZERO,
             )
             return _mul(call("pow", x, y), log_rate)
-        case ("max" | "min"), (x, y), (dx, dy):
+        case (("max" | "min"), (x, y), (dx, dy)):
             side = call("sign", call("sub", x, y))
             side = side if op == "max" else call("neg", side)
             up = _mul(Const(0.5), _add(ONE, side))

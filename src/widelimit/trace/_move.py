@@ -129,16 +129,16 @@ def view(
 ) -> Linear:
     """A combination read at maps over the letters of `out`, then of `sums`."""
     try:
-        terms = tuple(_view_term(t, maps, len(linear.shape), out, sums) for t in linear.terms)
+        terms = tuple(_view_term(tr, t, maps, len(linear.shape), out, sums) for t in linear.terms)
     except _NeedsMapError:
         # A tensor coefficient would be read at a map: write the combination first.
         line = Linear.of(tr.emit.ref(linear, linear.shape, tr.where), linear.shape)
-        terms = tuple(_view_term(t, maps, len(linear.shape), out, sums) for t in line.terms)
+        terms = tuple(_view_term(tr, t, maps, len(linear.shape), out, sums) for t in line.terms)
     return Linear(terms, out)
 
 
 def _view_term(
-    t: Term, maps: Sequence[AxisMap], old: int, out: tuple[int, ...], sums: tuple[int, ...]
+    tr: Tracer, t: Term, maps: Sequence[AxisMap], old: int, out: tuple[int, ...], sums: tuple[int, ...]
 ) -> Term:
     # The term's own summed letters follow, in order.
     new = len(out) + len(sums)
@@ -149,8 +149,29 @@ def _view_term(
     for arg in t.tensors:
         letters = [-1 if a < 0 else _letter(full[a], sizes) for a in arg.letters]
         tensors.append(TensorArg(arg.ref, tuple(letters)))
-    moved = tuple(compose(m, full) for m in t.maps)
-    return Term(t.x, t.scale, tuple(tensors), moved, sums + t.sums)
+    moved = [compose(m, full) for m in t.maps]
+    read = {a for m in t.maps for a in m.letters}
+    for a, m in enumerate(maps):
+        if a in read or not m.table.size or m.table.min() >= 0:
+            continue
+        # The term does not follow this index, but outside it there is nothing.
+        if moved:
+            moved[0] = only_inside(moved[0], m)
+        else:
+            mask = tr.emit.constant(np.asarray(m.table >= 0, float), tr.where)
+            tensors.append(TensorArg(mask, m.letters))
+    return Term(t.x, t.scale, tuple(tensors), tuple(moved), sums + t.sums)
+
+
+def only_inside(m: AxisMap, other: AxisMap) -> AxisMap:
+    """A map, outside wherever another one is."""
+    letters = tuple(sorted({*m.letters, *other.letters}))
+
+    def spread(x: AxisMap) -> np.ndarray:
+        shape = iter(x.table.shape)
+        return x.table.reshape([next(shape) if a in x.letters else 1 for a in letters])
+
+    return AxisMap(letters, np.where(spread(other) >= 0, spread(m), -1))
 
 
 def _letter(m: AxisMap, sizes: Sequence[int]) -> int:

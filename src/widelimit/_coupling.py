@@ -1,0 +1,118 @@
+"""Whether the inputs of a batch interact, found by running the network, not declared."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from . import finite
+from ._errors import InputError, WidelimitError
+from ._jax import Equation, Graph, enable_x64, is_concrete, trace
+from .trace import Constant, Normal, trial_shape, widths_are, widths_in
+
+# Small, and divisible by the usual numbers of heads and groups.
+_WIDTHS = (48, 192, 960)
+
+
+def coupled(f: Callable[..., Any], params: Any, x: Any) -> bool:
+    """Whether changing one input of a batch changes the output of another.
+
+    Args:
+        f: the network.
+        params: its declarations.
+        x: inputs; when they are traced, others of their shape are used.
+    """
+    first, second, third = _three_inputs(x)
+    for width in _WIDTHS:
+        try:
+            f_n, theta = finite.at(f, params, jax.random.key(0), _widths(params, width))
+            a = f_n(theta, _pair(first, second))
+            b = f_n(theta, _pair(first, third))
+        except Exception:  # noqa: BLE001 - the network may not exist at this width
+            continue
+        return not np.array_equal(np.asarray(a)[0], np.asarray(b)[0], equal_nan=True)
+    # It fails at every width: the compiler will say where.
+    return False
+
+
+def _widths(params: Any, scale: int) -> dict[str, int]:
+    return {name: max(1, round(float(w.ratio) * scale)) for name, w in widths_in(params).items()}
+
+
+def _three_inputs(x: Any) -> tuple[Any, Any, Any]:
+    rng = np.random.default_rng(0)
+
+    def row(a: Any, which: int) -> np.ndarray:
+        if is_concrete(a) and (which == 0 or not np.issubdtype(a.dtype, np.floating)):
+            array = np.asarray(a)
+            return array[min(which, len(array) - 1)]
+        if np.issubdtype(a.dtype, np.floating):
+            return rng.standard_normal(a.shape[1:]).astype(np.float32)
+        return np.full(a.shape[1:], which % 2).astype(a.dtype)
+
+    first, second, third = (jax.tree.map(lambda a, w=w: row(a, w), x) for w in range(3))
+    same = all(
+        np.array_equal(b, c)
+        for b, c in zip(jax.tree.leaves(second), jax.tree.leaves(third), strict=True)
+    )
+    if same:
+        # Few inputs, all of them labels: any others will do.
+        third = jax.tree.map(lambda b: np.roll(b, 1) if b.any() else np.ones_like(b), second)
+    return first, second, third
+
+
+def _pair(a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda p, q: np.stack([p, q]), a, b)
+
+
+def fresh_draws(f: Callable[..., Any], params: Any, x: Any) -> tuple[bool, ...]:
+    """For every draw of random bits inside the network: is it fresh for each input?
+
+    A draw whose size grows with the batch is; one that does not is shared.
+    """
+    sizes = []
+    for rows in (1, 2):
+        struct = jax.tree.map(lambda a, r=rows: jax.ShapeDtypeStruct((r, *a.shape[1:]), a.dtype), x)
+        try:
+            sizes.append(_draw_sizes(_trace(f, params, struct, _widths(params, 20160))))
+        except WidelimitError:
+            raise
+        except Exception:  # noqa: BLE001 - the compiler will say where it fails
+            return ()
+    if len(sizes[0]) != len(sizes[1]):
+        raise InputError("The number of random draws inside the network depends on the batch.")
+    return tuple(b > a for a, b in zip(*sizes, strict=True))
+
+
+def _trace(f: Callable[..., Any], params: Any, x: Any, widths: Mapping[str, int]) -> Graph:
+    def struct(p: Any) -> Any:
+        if isinstance(p, Normal | Constant):
+            return jax.ShapeDtypeStruct(trial_shape(p.shape, widths), np.float64)
+        array = p if hasattr(p, "dtype") else np.asarray(p)
+        return jax.ShapeDtypeStruct(np.shape(array), array.dtype)
+
+    with widths_are(widths), enable_x64():
+        structs = jax.tree.map(struct, params, is_leaf=lambda p: isinstance(p, Normal | Constant))
+        return trace(f, structs, x)[0]
+
+
+def _draw_sizes(graph: Graph) -> list[int]:
+    sizes: list[int] = []
+    for e in graph.equations:
+        if e.name == "random_bits":
+            sizes.append(int(np.prod(e.outputs[0].shape)))
+        repeats = e.params["length"] if e.name == "scan" else 1
+        for inner in _graphs(e):
+            sizes += _draw_sizes(inner) * repeats
+    return sizes
+
+
+def _graphs(e: Equation) -> list[Graph]:
+    found = []
+    for p in e.params.values():
+        if isinstance(p, Graph):
+            found.append(p)
+        elif isinstance(p, tuple):
+            found += [q for q in p if isinstance(q, Graph)]
+    return found

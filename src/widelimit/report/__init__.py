@@ -1,0 +1,6 @@
+"""What the compiler did, for people: the kernel recursion, and the theorem behind it."""
+
+from ._explain import Explanation as Explanation
+from ._explain import explain as explain
+from ._formula import Formula as Formula
+from ._formula import formula as formula
