@@ -4,28 +4,59 @@ Write a network as an ordinary JAX function, declare its parameters, and `limit`
 it: `net.nngp(x1, x2)` is the kernel of the Gaussian process that it becomes.
 """
 
-from . import gaussian as gaussian
-from . import predict as predict
-from ._api import Limit as Limit
-from ._api import LimitOfProgram as LimitOfProgram
-from ._api import Program as Program
-from ._api import limit as limit
-from ._api import parse as parse
-from ._errors import InputError as InputError
-from ._errors import InvalidProgramError as InvalidProgramError
-from ._errors import NoLimitError as NoLimitError
-from ._errors import ParseError as ParseError
-from ._errors import ShapeMismatchError as ShapeMismatchError
-from ._errors import UnsupportedError as UnsupportedError
-from ._errors import WidelimitError as WidelimitError
-from .finite import Check as Check
-from .gaussian import Estimate as Estimate
-from .predict import Posterior as Posterior
-from .predict import gp_posterior as gp_posterior
-from .program import TensorProgram as TensorProgram
-from .trace import constant as constant
-from .trace import normal as normal
-from .trace import tap as tap
-from .trace import width as width
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from ._api import Limit as Limit
+    from ._api import LimitOfProgram as LimitOfProgram
+    from ._api import Program as Program
+    from ._api import limit as limit
+    from ._api import parse as parse
+    from ._errors import InputError as InputError
+    from ._errors import InvalidProgramError as InvalidProgramError
+    from ._errors import NoLimitError as NoLimitError
+    from ._errors import ParseError as ParseError
+    from ._errors import ShapeMismatchError as ShapeMismatchError
+    from ._errors import UnsupportedError as UnsupportedError
+    from ._errors import WidelimitError as WidelimitError
+    from .finite import Check as Check
+    from .gaussian import Estimate as Estimate
+    from .gaussian import estimate as estimate
+    from .predict import Posterior as Posterior
+    from .predict import gp_posterior as gp_posterior
+    from .program import TensorProgram as TensorProgram
+    from .trace import constant as constant
+    from .trace import normal as normal
+    from .trace import tap as tap
+    from .trace import width as width
+
+# Loaded when first used: `widelimit --help` should not wait for JAX.
+_HOME = {
+    "_api": "Limit LimitOfProgram Program limit parse",
+    "_errors": "InputError InvalidProgramError NoLimitError ParseError "
+    "ShapeMismatchError UnsupportedError WidelimitError",
+    "finite": "Check",
+    "gaussian": "Estimate estimate",
+    "predict": "Posterior gp_posterior",
+    "program": "TensorProgram",
+    "trace": "constant normal tap width",
+}
+_WHERE = {name: home for home, names in _HOME.items() for name in names.split()}
+_PACKAGES = ("gaussian", "predict", "program", "trace")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*_WHERE, *_PACKAGES, "__version__"])

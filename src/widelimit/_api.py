@@ -136,11 +136,7 @@ def limit(
             params,
             is_leaf=_declared,
         )
-    if not any(isinstance(p, Normal) for p in jax.tree.leaves(params, is_leaf=_declared)):
-        raise InputError(
-            "No parameter is random: declare them with `wl.normal` and `wl.width`, as in "
-            "`n = wl.width('n'); params = {'W': wl.normal((784, n))}`."
-        )
+    _check_params(params)
     if isinstance(trace_axes, int):
         trace_axes = (trace_axes,)
     return Limit(f, params, tuple(trace_axes))
@@ -148,6 +144,21 @@ def limit(
 
 def _declared(p: Any) -> bool:
     return isinstance(p, Normal | Constant)
+
+
+def _check_params(params: Any) -> None:
+    paths, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_declared)
+    for path, p in paths:
+        if not _declared(p) and not isinstance(p, int | float) and not hasattr(p, "dtype"):
+            raise InputError(
+                f"The parameter `{path_name(path)}` is {p!r}: declare it with `wl.normal` or "
+                "`wl.constant`, or give an array."
+            )
+    if not any(isinstance(p, Normal) for _, p in paths):
+        raise InputError(
+            "No parameter is random: declare them with `wl.normal` and `wl.width`, as in "
+            "`n = wl.width('n'); params = {'W': wl.normal((784, n))}`."
+        )
 
 
 class Limit:
@@ -183,11 +194,14 @@ class Limit:
             ShapeMismatchError: `f` cannot take inputs of this shape.
         """
         x1 = self._inputs(x1, "x1")
-        other = None if x2 is None else self._inputs(x2, "x2")
+        other = None
+        if x2 is not None:
+            _check_axes(x1, x2)
+            other = self._inputs(x2, "x2")
         one, two = _struct(x1), _struct(x1 if other is None else other)
         if self._is_coupled(x1) or (other is not None and self._is_coupled(other)):
             return self._coupled_kernel(x1, other)
-        first, second = self._network(one), self._network(two)
+        first, second = self._network(one), self._second_network(one, two)
         self._check_order(first)
         self._check_data(first, x1)
         if other is not None:
@@ -247,7 +261,7 @@ class Limit:
         results = {"output": self.nngp(x)}
         for name, tap in network.taps.items():
             if tap.power > 0:
-                raise NoLimitError(_diverges(f"The tap `{name}`", tap.power))
+                raise NoLimitError(_diverges(f"The tap `{name}`", tap))
             if batch:
                 side = Side(network.program, {**shared, **_named(_cast(x, dtype), whole=True)})
                 k = _second(Engine((side,), dtype=dtype), tap, (0, 0))
@@ -357,7 +371,10 @@ class Limit:
         predicted = self.forward(x)
         scales = [self._assignment(w) for w in widths]
         key = jax.random.key(0) if key is None else key
-        return finite.check(self.f, self.params, x, predicted, scales, seeds, key, progress)
+        return finite.check(
+            self.f, self.params, x, predicted, scales, seeds, key,
+            trace_axes=self.trace_axes, progress=progress,
+        )  # fmt: skip
 
     def _assignment(self, width: int | Mapping[str, int]) -> dict[str, int]:
         if isinstance(width, Mapping):
@@ -377,6 +394,15 @@ class Limit:
             self._networks[key] = compile_network(self.f, self.params, one, draws)
             self._check_output(self._networks[key], one)
         return self._networks[key]
+
+    def _second_network(self, one: Any, two: Any) -> Network:
+        try:
+            return self._network(two)
+        except ShapeMismatchError as error:
+            raise ShapeMismatchError(
+                f"`x2` has shape {_shapes(two)}, which the network cannot take; `x1` has shape "
+                f"{_shapes(one)}. {error}"
+            ) from error
 
     def _check_output(self, network: Network, x: Any) -> None:
         rows, shape = jax.tree.leaves(x)[0].shape[0], network.output.shape
@@ -402,7 +428,7 @@ class Limit:
     def _check_order(self, network: Network) -> None:
         out = network.output
         if out.power > 0:
-            raise NoLimitError(_diverges("The output", out.power))
+            raise NoLimitError(_diverges("The output", out))
         if out.power < 0:
             warnings.warn(
                 f"The output vanishes like n^{out.power} with the width: its kernel is zero. "
@@ -480,6 +506,20 @@ class Limit:
         return shared
 
 
+def _check_axes(x1: Any, x2: Any) -> None:
+    """Refuse two data sets whose inputs do not have the same axes."""
+    a, b = jax.tree.leaves(x1), jax.tree.leaves(x2)
+    if len(a) != len(b) or any(np.ndim(p) != np.ndim(q) for p, q in zip(a, b, strict=True)):
+        raise ShapeMismatchError(
+            f"`x2` has shape {_shapes(x2)} and `x1` has shape {_shapes(x1)}: both hold inputs "
+            "along the first axis, with the same axes after it."
+        )
+
+
+def _shapes(x: Any) -> str:
+    return ", ".join(str(np.shape(a)) for a in jax.tree.leaves(x))
+
+
 def _second(engine: Engine, tap: Traced, sides: tuple[int, int]) -> Any:
     """E[Z Z'] of a tap, averaged over its wide axis; zero if it vanishes."""
     same = () if tap.axis is None else (tap.axis,)
@@ -504,9 +544,11 @@ def _squeezed(k: Any) -> Any:
     return jnp.squeeze(k, (0, k.ndim // 2))
 
 
-def _diverges(what: str, power: Fraction) -> str:
+def _diverges(what: str, traced: Traced) -> str:
+    power = traced.power
     divisor = "sqrt(n)" if power == Fraction(1, 2) else f"n**{float(power):g}"
-    return f"{what} diverges like n^{power} with the width: divide by {divisor}?"
+    where = f", at {traced.source}" if traced.source else ""
+    return f"{what} diverges like n^{power} with the width{where}: divide by {divisor}?"
 
 
 def _struct(x: Any) -> Any:

@@ -27,11 +27,10 @@ def coupled(f: Callable[..., Any], params: Any, x: Any) -> bool:
     for width in _WIDTHS:
         try:
             f_n, theta = finite.at(f, params, jax.random.key(0), _widths(params, width))
-            a = f_n(theta, _pair(first, second))
-            b = f_n(theta, _pair(first, third))
+            a, b = (np.asarray(f_n(theta, _pair(first, y)))[0] for y in (second, third))
         except Exception:  # noqa: BLE001 - the network may not exist at this width
             continue
-        return not np.array_equal(np.asarray(a)[0], np.asarray(b)[0], equal_nan=True)
+        return not np.array_equal(a, b, equal_nan=True)
     # It fails at every width: the compiler will say where.
     return False
 

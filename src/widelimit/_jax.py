@@ -41,7 +41,10 @@ Atom = Var | Literal
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Equation:
-    """One application of a primitive; nested jaxprs in `params` are `Graph`s."""
+    """One application of a primitive; nested jaxprs in `params` are `Graph`s.
+
+    `raw` holds what JAX gave for these, to run the primitive again.
+    """
 
     name: str
     params: dict[str, Any]
@@ -49,6 +52,7 @@ class Equation:
     outputs: tuple[Var, ...]
     source: str
     primitive: Any
+    raw: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,8 +129,9 @@ def _graph(jaxpr: Any) -> Graph:
             for v in e.outvars
         )
         params = {k: _param(v) for k, v in e.params.items()}
+        raw = {k: v for k, v in e.params.items() if params[k] is not v}
         equations.append(
-            Equation(e.primitive.name, params, ins, outs, _source(e), e.primitive)
+            Equation(e.primitive.name, params, ins, outs, _source(e), e.primitive, raw)
         )
     return Graph(inputs, constants, tuple(equations), tuple(atom(v) for v in inner.outvars))
 
@@ -160,7 +165,24 @@ def _source(equation: Any) -> str:
     return ""
 
 
+def pick(equation: Equation, result: int) -> Equation:
+    """An equation of several results, as one of a single result."""
+    return dataclasses.replace(
+        equation, outputs=(equation.outputs[result],), primitive=_Pick(equation.primitive, result)
+    )
+
+
+class _Pick:
+    multiple_results = False
+
+    def __init__(self, primitive: Any, result: int) -> None:
+        self._primitive, self._result = primitive, result
+
+    def bind(self, *args: Any, **params: Any) -> Any:
+        return self._primitive.bind(*args, **params)[self._result]
+
+
 def bind(equation: Equation, args: Sequence[Any], **changed: Any) -> Any:
     """Run one primitive on arrays, with some parameters replaced."""
-    out = equation.primitive.bind(*args, **{**equation.params, **changed})
+    out = equation.primitive.bind(*args, **{**equation.params, **equation.raw, **changed})
     return tuple(out) if equation.primitive.multiple_results else (out,)

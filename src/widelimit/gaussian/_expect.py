@@ -227,8 +227,8 @@ def _group(factors: tuple[Expr, ...], law: _Law) -> Array:
     if law.d == 2 and not joint:
         f, g = (as_function(alone[i], 2, len(law.params)) for i in (0, 1))
         entries = [(law.means[i], law.cov[i][i]) for i in (0, 1)]
-        known = [_or_zero(z) for z in (*entries[0], *entries[1], law.cov[0][1])]
-        value = closed_dual(f, g, *known, law.params)
+        (m1, a), (m2, b) = ((_or_zero(m), _or_zero(v)) for m, v in entries)
+        value = closed_dual(f, g, m1, a, m2, b, _or_zero(law.cov[0][1]), law.params)
         if value is not None:
             _take(f"closed form: {closed_name(f, g)}")
             return jnp.asarray(value, law.dtype)
@@ -492,7 +492,9 @@ def _mean_rule(factors: tuple[Expr, ...], law: _Law) -> Array:
     return mean_smooth(factors[0], *args)
 
 
-def _pair_law(law: _Law) -> tuple[Any, ...]:
+def _pair_law(
+    law: _Law,
+) -> tuple[tuple[Array, Array], tuple[Array, Array, Array], tuple[Array, ...], int]:
     means = (law.mean(0), law.mean(1))
     cov = (law.covariance(0, 0), law.covariance(1, 1), law.covariance(0, 1))
     return means, cov, law.params, law.accuracy.level

@@ -269,7 +269,7 @@ def _confirmed(f: Expr, found: Pieces) -> bool:
     """Whether the pieces agree with the expression on a grid, to rounding."""
     # An irrational step keeps the grid off the breakpoints.
     x = (np.arange(-90, 91) + 0.2360679774997897) * 0.1360827634879543
-    near = [b + s * d for b in found.breaks for d in (0.01, 0.4) for s in (-1, 1)]
+    near = [b + s * d for b in found.breaks for d in (1e-6, 0.01, 0.4) for s in (-1, 1)]
     x = np.concatenate([x, np.array(near)])
     with jax.ensure_compile_time_eval(), enable_x64():
         expected = np.asarray(evaluate(f, [jax.numpy.asarray(x)]), np.float64)

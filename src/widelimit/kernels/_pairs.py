@@ -44,11 +44,11 @@ class PairKernel:
     def of(self, engine: Engine, sides: tuple[int, int]) -> Any:
         """The covariance between two sides of an engine."""
         first, second = (self._networks[s].output for s in sides)
-        u, v = [a for a in range(len(first.shape)) if a not in self._same], []
+        u = [a for a in range(len(first.shape)) if a not in self._same]
         v = [a for a in range(len(second.shape)) if a not in self._same]
         shape = [first.shape[a] for a in u] + [second.shape[a] for a in v]
         total = jnp.zeros(shape, engine.dtype)
-        if first.kind != "fixed" and second.kind != "fixed":
+        if all(o.kind != "fixed" and o.power == 0 for o in (first, second)):
             for (p, weight), (q, _) in zip(first.refs, second.refs, strict=True):
                 k = engine.pair_array(p, q, sides, self._same)
                 if k is not None:

@@ -19,9 +19,7 @@ class Constant:
     shape: tuple[Extent, ...]
 
 
-def align(
-    graphs: Sequence[Graph], solver: Solver, ratios: dict[str, float]
-) -> Graph:
+def align(graphs: Sequence[Graph], solver: Solver) -> Graph:
     """One graph whose shapes, parameters and literals are functions of the widths.
 
     Sizes become `int` or `Size`; scalars that vary become `Scaled`; captured arrays
@@ -31,12 +29,12 @@ def align(
         UnsupportedError: the program's structure depends on the width, with the first
             difference shown.
     """
-    return _Aligner(solver, ratios).graph(graphs)
+    return _Aligner(solver).graph(graphs)
 
 
 class _Aligner:
-    def __init__(self, solver: Solver, ratios: dict[str, float]) -> None:
-        self._solver, self._ratios = solver, ratios
+    def __init__(self, solver: Solver) -> None:
+        self._solver = solver
         self._vars: dict[Var, Var] = {}
 
     def graph(self, graphs: Sequence[Graph]) -> Graph:
@@ -97,7 +95,7 @@ class _Aligner:
         arrays = [np.asarray(v) for v in values]
         if all(np.array_equal(a, arrays[0], equal_nan=a.dtype.kind == "f") for a in arrays):
             return values[0]
-        return self._solver.scalar([float(a) for a in arrays], self._ratios, where)
+        return self._solver.scalar([float(a) for a in arrays], where)
 
     def _shape(self, shapes: Sequence[tuple[int, ...]], where: str) -> tuple[Extent, ...]:
         if len({len(s) for s in shapes}) > 1:

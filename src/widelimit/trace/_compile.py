@@ -1,6 +1,7 @@
 """A network as an ordinary JAX function, compiled to a tensor program."""
 
 import dataclasses
+import os
 import re
 import traceback
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from ._tracer import Check, MatrixSource, Tracer
 from ._values import Data, Known, Linear, MatrixTerm, MatrixValue, Value, leaf_shape
 
 _MAX_LAYOUT_RUNS = 64
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Traced:
         axis: the wide axis, or None.
         power: its order in the widths.
         kind: "vector", "output" or "fixed".
+        source: the user's line, if known.
     """
 
     refs: tuple[tuple[Ref, float], ...]
@@ -43,6 +46,7 @@ class Traced:
     axis: int | None
     power: Fraction
     kind: str
+    source: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,16 +101,16 @@ def traced_graph(
 ) -> tuple[Graph, dict[str, float]]:
     """The aligned graph of several concrete traces, and the ratios of the widths."""
     widths = widths_in(params)
-    names = sorted(widths)
-    assignments = trials(names)
-    graphs = [_one_trace(f, params, x, a) for a in assignments]
-    ratios = {n: float(w.ratio) for n, w in widths.items()}
-    graph = align(graphs, Solver(names, assignments), ratios)
-    if len(graph.outputs) != 1:
-        raise UnsupportedError(
-            f"The network should return one array, got {len(graph.outputs)}. Name inner "
-            "quantities with `wl.tap` instead of returning them."
+    ratios = {n: float(widths[n].ratio) for n in sorted(widths)}
+    if not ratios:
+        raise InputError(
+            "No parameter has a width: declare one with `wl.width`, as in "
+            "`n = wl.width('n'); params = {'W': wl.normal((784, n))}`."
         )
+    assignments = trials(ratios)
+    # Off the ray first: there widths differ, and a mismatch is told by their names.
+    graphs = [_one_trace(f, params, x, a) for a in reversed(assignments)][::-1]
+    graph = align(graphs, Solver(ratios, assignments))
     return graph, ratios
 
 
@@ -120,15 +124,21 @@ def _one_trace(f: Callable[..., Any], params: Any, x: Any, widths: Mapping[str, 
     structs = jax.tree.map(struct, params, is_leaf=_declared)
     try:
         with widths_are(widths):
-            return trace(f, structs, x)[0]
-    except WidelimitError:
-        raise
-    except Exception as error:
+            graph, out = trace(f, structs, x)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, WidelimitError) or raised_by_user(error):
+            raise
         where = user_line(error)
         raise ShapeMismatchError(
             f"The network fails while it is traced{where}, with inputs of shape {_shapes(x)}: "
             f"{type(error).__name__}: {_in_widths(str(error), widths)}"
         ) from error
+    if not hasattr(out, "shape"):
+        raise InputError(
+            f"The output of the network should be one array, got {type(out).__name__}. Name "
+            "inner quantities with `wl.tap` instead of returning them."
+        )
+    return graph
 
 
 def _declared(p: Any) -> bool:
@@ -148,26 +158,33 @@ def _shapes(x: Any) -> str:
 def _in_widths(message: str, widths: Mapping[str, int]) -> str:
     """An error of JAX with the trial widths written as the user's names."""
     text = message.split("\n\n")[0]
-    for name, value in widths.items():
-        text = re.sub(rf"\b{value}\b", name, text)
-        for k in range(2, 17):
-            text = re.sub(rf"\b{k * value}\b", f"{k}*{name}", text)
+    names = {str(value): name for name, value in widths.items()}
+    for k in range(2, 17):
+        for name, value in widths.items():
+            names.setdefault(str(k * value), f"{k}*{name}")
             if value % k == 0:
-                text = re.sub(rf"\b{value // k}\b", f"{name}/{k}", text)
-    return text
+                names.setdefault(str(value // k), f"{name}/{k}")
+    return re.sub(r"\b\d+\b", lambda m: names.get(m.group(), m.group()), text)
+
+
+def raised_by_user(error: BaseException) -> bool:
+    """Whether the user's own code raised an exception, rather than JAX below it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and _is_user(frames[-1].filename)
+
+
+def _is_user(filename: str) -> bool:
+    name = os.path.abspath(filename) if filename[0] != "<" else "<"
+    if name.startswith(os.path.join(_HERE, "examples") + os.sep):
+        return True
+    skipped = (_HERE + os.sep, os.path.dirname(jax.__file__) + os.sep, "<")
+    return not name.startswith(skipped) and f"{os.sep}numpy{os.sep}" not in name
 
 
 def user_line(error: BaseException) -> str:
     """` at file:line (function)` of the innermost frame that is the user's."""
-    import os
-
-    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    skipped = (here + os.sep, os.path.dirname(jax.__file__) + os.sep, "<")
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        name = os.path.abspath(frame.filename) if frame.filename[0] != "<" else "<"
-        examples = os.path.join(here, "examples") + os.sep
-        inside = name.startswith(skipped) and not name.startswith(examples)
-        if not inside and f"{os.sep}numpy{os.sep}" not in name:
+        if _is_user(frame.filename):
             return f" at {frame.filename}:{frame.lineno} ({frame.name}): `{frame.line}`"
     return ""
 
@@ -359,11 +376,13 @@ def _traced(tracer: Tracer, v: Value) -> Traced:
         refs = []
         for block, leaf in zip(v.blocks(), v.leaves, strict=True):
             refs.append((tracer.emit.data(leaf, v.leaf_shape(block), ""), 1.0))
-        return Traced(tuple(refs), shape, v.axis, v.power, "fixed")
+        source = tracer.emit.lines[refs[0][0]].source
+        return Traced(tuple(refs), shape, v.axis, v.power, "fixed", source)
     refs = []
     sizes = [1.0 if b is None else b.count * tracer.dim(b).ratio(tracer.ratios) for b in v.blocks()]
     for block, leaf, size in zip(v.blocks(), v.leaves, sizes, strict=True):
         dim = None if block is None else tracer.dim(block)
         ref = tracer.emit.ref(leaf, v.leaf_shape(block), "", dim)
         refs.append((ref, size / sum(sizes)))
-    return Traced(tuple(refs), shape, v.axis, v.power, v.kind)
+    source = tracer.emit.lines[refs[0][0]].source
+    return Traced(tuple(refs), shape, v.axis, v.power, v.kind, source)

@@ -27,6 +27,7 @@ from ..program import (
     operands,
 )
 from ._elementwise import combined, pending
+from ._fixed import refuse_labels
 from ._layout import Block, blocks
 from ._move import compose, view
 from ._tracer import MatrixSource, Tracer
@@ -287,6 +288,7 @@ def data_times(
     `letters.lhs` is for the data; for the vector, the wide axis follows the letter of the
     result's wide axis.
     """
+    refuse_labels(tr, data)
     power = data.power + x.power
     if tr.dry and x.wide:
         return Value(out_shape, x.kind, None, out_axis, x.layout, power)
@@ -452,6 +454,18 @@ def ancestors(tr: Tracer, ref: Ref) -> set[Ref]:
             seen.add(r)
             stack += operands(tr.emit.lines[r])
     return seen
+
+
+def sources(tr: Tracer, x: Value) -> list[str]:
+    """The names of the random lines that a finite random array comes from."""
+    found: set[str] = set()
+    for leaf in x.leaves or ():
+        for term in leaf.terms if isinstance(leaf, Linear) else ():
+            for r in ancestors(tr, term.x) if term.x is not None else ():
+                line = tr.emit.lines[r]
+                if isinstance(line, VecIn):
+                    found.add(f"`{line.name}`")
+    return sorted(found)
 
 
 def _moment(

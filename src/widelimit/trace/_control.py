@@ -10,6 +10,7 @@ from jax import lax
 from .._jax import Equation, Var
 from ..program import VecIn
 from ._layout import blocks
+from ._move import stack
 from ._sizes import Size
 from ._tracer import RULES, Tracer, rule, wide_axis
 from ._values import Key, Known, Linear, MatrixValue, Value
@@ -71,14 +72,7 @@ def _stack(tr: Tracer, rows: Sequence[Any], out: Any) -> Any:
         return Key(out.shape)
     if isinstance(rows[0], MatrixValue):
         raise tr.refuse("Matrices are stacked by a loop")
-    expanded = []
-    for v in rows:
-        shape = (1, *v.shape)
-        params = {"shape": shape, "broadcast_dimensions": tuple(range(1, len(shape))), "sharding": None}
-        e = _equation("broadcast_in_dim", lax.broadcast_in_dim_p, params, shape, v.dtype)
-        expanded += RULES["broadcast_in_dim"].apply(tr, e, [v])
-    joined = _equation("concatenate", lax.concatenate_p, {"dimension": 0}, out.shape, out.dtype)
-    return RULES["concatenate"].apply(tr, joined, expanded)[0]
+    return stack(tr, rows, 0, out.shape)
 
 
 def _stack_taps(tr: Tracer, before: int, length: int, reverse: bool) -> None:
@@ -117,7 +111,7 @@ def cond(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
 @rule(
     "random keys",
     "random_seed", "random_wrap", "random_unwrap", "random_split", "random_fold_in",
-    "random_clone", "threefry2x32",
+    "random_clone",
 )  # fmt: skip
 def keys(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     """Keys: their numbers never matter, every draw is fresh."""

@@ -7,7 +7,14 @@ import numpy as np
 
 from .._jax import Equation
 from ..program import AxisMap
-from ._contract import Letters, data_times, inner_product, matrix_times, products
+from ._contract import (
+    Letters,
+    data_times,
+    inner_product,
+    matrix_times,
+    products,
+    sources,
+)
 from ._fixed import on_tensors
 from ._sizes import Size
 from ._tracer import Tracer, rule, wide_axis
@@ -47,12 +54,16 @@ def dot_general(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
 def _with_data(
     tr: Tracer, lhs: Value, rhs: Value, letters: Letters, shape: Any, axis: int | None
 ) -> Value:
-    vector = lhs if lhs.wide or lhs.kind == "output" else rhs
+    vector = lhs if lhs.wide or (lhs.kind == "output" and not rhs.wide) else rhs
     if vector is lhs:
         lhs, rhs = rhs, lhs
         letters = dataclasses.replace(letters, lhs=letters.rhs, rhs=letters.lhs)
     if lhs.kind == "output":
-        raise tr.refuse("A finite random output meets a wide vector")
+        raise tr.refuse(
+            f"A finite random array ({', '.join(sources(tr, lhs))}) multiplies a wide vector: "
+            "given that array the limit exists, but it is random itself. Parameters of finite "
+            "shape may only enter the output linearly; give them a width. The `dot_general`"
+        )
     return data_times(tr, lhs, rhs, letters, shape, axis)
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from .. import scalar
-from .._errors import InputError
 from .._jax import Equation, enable_x64
-from ..program import Map, Input, Term, TensorArg, identity_maps
+from ..program import TensorArg, Term, identity_maps
 from ..scalar import Arg, Call, Const, Expr
-from ._fixed import fold
+from ._fixed import fold, refuse_labels
 from ._tracer import Tracer, rule
 from ._uniform import uniform_of, without_uniform
 from ._values import (
@@ -41,7 +41,11 @@ _MULTIPLICATIVE = {"neg", "abs", "sign", "square", "integer_pow", "sqrt", "rsqrt
 _ROOTS = {"sqrt": Fraction(1, 2), "rsqrt": Fraction(-1, 2), "cbrt": Fraction(1, 3)}
 
 
-@rule("elementwise functions", *sorted(scalar.PRIMITIVES))
+_BITS = ("shift_right_logical",)
+_PRIMITIVES = sorted(scalar.PRIMITIVES & {getattr(lax, a).name for a in dir(lax) if a[-2:] == "_p"})
+
+
+@rule("elementwise functions", *_PRIMITIVES, *_BITS)
 def elementwise(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     """Any elementwise primitive, on fixed, wide and output values."""
     if any(isinstance(v, MatrixValue) for v in ins):
@@ -66,15 +70,8 @@ def _convert(tr: Tracer, e: Equation, x: Value) -> Value | None:
     dtype = np.dtype(e.params["new_dtype"])
     if kind == "f" and x.dtype.kind == "f":
         return dataclasses.replace(x, dtype=dtype)
-    if kind == "f" and x.dtype.kind in "iub" and not tr.dry and isinstance(x.leaves, tuple):
-        leaf = x.leaves[0]
-        if isinstance(leaf, Data):
-            line = tr.emit.lines[leaf.ref]
-            if isinstance(line, Map) and isinstance(line.op, Input):
-                raise InputError(
-                    f"The data `{line.op.key}` is of dtype {x.dtype}, and the network uses it "
-                    f"as numbers{tr.at()}. Convert it first, for example x.astype(float)."
-                )
+    if kind == "f" and x.kind == "fixed" and not x.wide:
+        refuse_labels(tr, x)
     if x.kind == "fixed" and not x.wide and x.power != 0 and kind in "iu":
         return dataclasses.replace(x, dtype=dtype)
     return None
@@ -325,6 +322,8 @@ def _mask(tr: Tracer, parts: list[Leaf], shape: tuple[int, ...]) -> Leaf:
             continue
         if isinstance(which, Known):
             weight: Leaf = Known((which.value == i).astype(float))
+            if is_zero(weight):
+                continue
         else:
             assert isinstance(which, Data)
             ref = tr.emit.call(lambda w, i=i: (w == i).astype(float), [which.ref], tr.where)

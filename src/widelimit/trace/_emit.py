@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import scalar
 from .._errors import UnsupportedError
-from .._jax import Equation, Literal, trace
+from .._jax import Equation, Literal, pick, trace
 from ..program import (
     Array,
     Constant,
@@ -195,7 +195,9 @@ class Emitter:
                 env.update(zip(e.outputs, outs, strict=True))
                 continue
             refs = tuple(self._atom(a, env, source) for a in e.inputs)
-            env[e.outputs[0]] = self.primitive(e, refs, e.outputs[0].shape, source)
+            for i, out in enumerate(e.outputs):
+                one = e if len(e.outputs) == 1 else pick(e, i)
+                env[out] = self.primitive(one, refs, out.shape, source, i)
 
     def _atom(self, atom: Any, env: dict[Any, Ref], source: str) -> Ref:
         if isinstance(atom, Literal):
@@ -203,7 +205,12 @@ class Emitter:
         return env[atom]
 
     def primitive(
-        self, equation: Equation, refs: tuple[Ref, ...], shape: tuple[int, ...], source: str
+        self,
+        equation: Equation,
+        refs: tuple[Ref, ...],
+        shape: tuple[int, ...],
+        source: str,
+        result: int = 0,
     ) -> Ref:
         """Write one JAX primitive on tensors; one of constants is run now."""
         ops = [line.op for r in refs if isinstance(line := self.lines[r], Map)]
@@ -212,7 +219,7 @@ class Emitter:
             return self.constant(fold(equation, arrays)[0].reshape(shape), source)
         params = tuple(
             sorted((k, v) for k, v in equation.params.items() if _printable(v))
-        )
+        ) + ((("result", result),) if result else ())
         op = Primitive(equation.name, params, equation)
         return self.emit(Map(name="", op=op, args=refs, shape=shape, source=source))
 

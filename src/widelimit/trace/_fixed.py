@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from .._jax import Equation, bind, enable_x64
+from .._errors import InputError
+from .._jax import Equation, bind, enable_x64, pick
 from ..program import Constant, Elementwise, Input, Map, Moment, Primitive, Ref
 from ._sizes import Size
 from ._values import Data, Known, Value
@@ -98,9 +99,28 @@ def on_tensors(
     outs = []
     for i, o in enumerate(e.outputs):
         shape = tuple(int(s) for s in o.shape)
-        if len(e.outputs) == 1:
-            ref = tr.emit.primitive(e, tuple(refs), shape, tr.where)
-        else:
-            ref = tr.emit.call(lambda *a, i=i: bind(e, a)[i], refs, tr.where)
+        one = e if len(e.outputs) == 1 else pick(e, i)
+        ref = tr.emit.primitive(one, tuple(refs), shape, tr.where, i)
         outs.append(Value(o.shape, "fixed", (Data(ref, shape),), power=power, dtype=np.dtype(o.dtype)))
     return outs
+
+
+_CHAINS = {"reshape", "transpose", "broadcast_in_dim", "squeeze", "slice", "convert_element_type"}
+
+
+def refuse_labels(tr: "Tracer", x: Value) -> None:
+    """Refuse integer or boolean data where the network uses them as numbers.
+
+    Raises:
+        InputError: the value is such data.
+    """
+    if tr.dry or x.wide or x.dtype.kind not in "iub" or not isinstance(x.leaf, Data):
+        return
+    line = tr.emit.lines[x.leaf.ref]
+    while isinstance(line, Map) and isinstance(line.op, Primitive) and line.op.name in _CHAINS:
+        line = tr.emit.lines[line.args[0]]
+    if isinstance(line, Map) and isinstance(line.op, Input):
+        raise InputError(
+            f"The data `{line.op.key}` are of dtype {x.dtype}, and the network uses them as "
+            f"numbers{tr.at()}. Make them floating-point first, for example x.astype(float)."
+        )

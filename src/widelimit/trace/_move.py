@@ -10,9 +10,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from .._errors import UnsupportedError
-from .._jax import Equation
+from .._jax import Equation, Var
 from ..program import AxisMap, Term, TensorArg
 from ._elementwise import combined
 from ._fixed import fold, narrowed
@@ -78,18 +79,8 @@ def _move_leaf(
         refs = tuple(
             tr.emit.data(x, s, tr.where) for x, s in zip(leaves, shapes, strict=True)
         )
-        if len(small.outputs) > 1:
-            ref = tr.emit.call(lambda *a: fold_traced(small, a)[number], refs, tr.where)
-            return Data(ref, out)
         return Data(tr.emit.primitive(small, refs, out, tr.where), out)
     return _positions(tr, small, leaves, shapes, out, number)
-
-
-def fold_traced(e: Equation, args: Sequence[Any]) -> Any:
-    """Run a primitive under a trace."""
-    from .._jax import bind
-
-    return bind(e, list(args))
 
 
 def _positions(
@@ -260,7 +251,7 @@ def _masked(maps: list[AxisMap], valid: np.ndarray) -> list[AxisMap]:
 # Rules --------------------------------------------------------------------------------
 
 
-@rule("moves of index axes", "rev", "expand_dims")
+@rule("reversal of index axes", "rev")
 def _plain(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     x = ins[0]
     if isinstance(x, MatrixValue) or (x.wide and x.axis in e.params.get("dimensions", ())):
@@ -652,20 +643,49 @@ def _slice_matrix(
 @rule("split", "split")
 def _split(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     x, axis, sizes = ins[0], e.params["axis"], e.params["sizes"]
-    if isinstance(x, MatrixValue) or (x.wide and axis == x.axis):
-        outs, start = [], 0
-        for out, size in zip(e.outputs, sizes, strict=True):
-            stop = start + size
-            rank = len(x.shape)
-            p = {
-                "start_indices": tuple(start if i == axis else 0 for i in range(rank)),
-                "limit_indices": tuple(stop if i == axis else s for i, s in enumerate(x.shape)),
-                "strides": None,
-            }
-            outs += _slice(tr, dataclasses.replace(e, name="slice", params=p, outputs=(out,)), [x])
-            start = stop
-        return outs
-    return move(tr, e, [x], x.axis, x.layout)
+    outs, start = [], 0
+    for out, size in zip(e.outputs, sizes, strict=True):
+        stop = start + size
+        rank = len(x.shape)
+        p = {
+            "start_indices": tuple(start if i == axis else 0 for i in range(rank)),
+            "limit_indices": tuple(stop if i == axis else s for i, s in enumerate(x.shape)),
+            "strides": None,
+        }
+        outs += _slice(tr, Equation("slice", p, (), (out,), e.source, lax.slice_p), [x])
+        start = stop
+    return outs
+
+
+@rule("stacking along a new axis", "stack")
+def _stack(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    shape, axis = e.outputs[0].shape, e.params["axis"]
+    return [stack(tr, ins, axis, shape)]
+
+
+def stack(tr: Tracer, values: Sequence[Any], axis: int, shape: Shape) -> Any:
+    """Values along a new axis."""
+    if any(isinstance(v, MatrixValue) for v in values):
+        raise tr.refuse("Matrix parameters are stacked; declare them as one")
+    one = (*shape[:axis], 1, *shape[axis + 1 :])
+    target = tuple(i for i in range(len(shape)) if i != axis)
+    expanded = []
+    for v in values:
+        p = {"shape": one, "broadcast_dimensions": target, "sharding": None}
+        out = Var(one, v.dtype)
+        grow = Equation("broadcast_in_dim", p, (), (out,), tr.where, lax.broadcast_in_dim_p)
+        expanded += _broadcast(tr, grow, [v])
+    out = Var(shape, values[0].dtype)
+    join = Equation("concatenate", {"dimension": axis}, (), (out,), tr.where, lax.concatenate_p)
+    return _concatenate(tr, join, expanded)[0]
+
+
+@rule("repetition along index axes", "tile")
+def _tile(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    (x,) = ins
+    if isinstance(x, MatrixValue) or (x.wide and e.params["reps"][x.axis] != 1):
+        raise tr.refuse("A repetition along a wide axis")
+    return move(tr, e, ins, x.axis, x.layout)
 
 
 @rule("concatenation of positions or of widths", "concatenate")
@@ -846,8 +866,6 @@ def _dynamic_slice(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
         "limit_indices": tuple(a + s if isinstance(s, int) else s for a, s in zip(at, sizes, strict=True)),
         "strides": None,
     }
-    from jax import lax
-
     sliced = dataclasses.replace(e, name="slice", params=params, primitive=lax.slice_p)
     return _slice(tr, sliced, [x])
 

@@ -1,6 +1,7 @@
 """Sizes and scalars as functions of the widths, solved from several concrete traces."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -12,6 +13,7 @@ from ..program import Dim
 
 # Highly composite, so that heads and groups divide; the primes keep sizes apart.
 _BASE = 20160
+RAY = 3
 _PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89)
 
 
@@ -78,25 +80,45 @@ class Scaled:
     power: Fraction
 
 
-def trials(names: Sequence[str]) -> list[dict[str, int]]:
-    """Several assignments of large widths that tell all linear forms apart."""
-    count = len(names) + 2
-    return [
-        {
-            name: _BASE * _PRIMES[(t * (len(names) + 1) + i) % len(_PRIMES)] + _BASE * 97 * t * i
-            for i, name in enumerate(names)
-        }
-        for t in range(count)
+def trials(ratios: Mapping[str, float]) -> list[dict[str, int]]:
+    """Assignments of large widths: first some on the ray of the ratios, then others.
+
+    On the ray the widths grow together, which is the limit that is taken; the others
+    tell all linear forms apart.
+    """
+    exact = {n: Fraction(r).limit_denominator(10**6) for n, r in ratios.items()}
+    whole = math.lcm(*(r.denominator for r in exact.values())) if exact else 1
+    ray = [
+        {n: int(r * whole) * _BASE * p for n, r in exact.items()} for p in _PRIMES[:RAY]
     ]
+    count = len(exact)
+    others = [
+        {
+            n: int(r * whole) * _BASE * _PRIMES[(RAY + t * (count + 1) + i) % len(_PRIMES)]
+            for i, (n, r) in enumerate(exact.items())
+        }
+        for t in range(count if count > 1 else 0)
+    ]
+    return ray + others
 
 
 class Solver:
-    """Finds how numbers seen at the trial widths depend on the widths."""
+    """Finds how numbers seen at the trial widths depend on the widths.
 
-    def __init__(self, names: Sequence[str], assignments: Sequence[Mapping[str, int]]) -> None:
-        self._names = tuple(names)
-        self._widths = np.array([[a[n] for n in names] for a in assignments], float)
-        self._exact = [[Fraction(a[n]) for n in names] for a in assignments]
+    Args:
+        ratios: widths over the common scale.
+        assignments: those of `trials`.
+    """
+
+    def __init__(
+        self, ratios: Mapping[str, float], assignments: Sequence[Mapping[str, int]]
+    ) -> None:
+        self._names = tuple(ratios)
+        self._exact = [[Fraction(a[n]) for n in self._names] for a in assignments]
+        # The common scale on the ray.
+        self._scale = [
+            float(a[n]) / r for a in assignments[:RAY] for n, r in list(ratios.items())[:1]
+        ]
 
     def extent(self, values: Sequence[int], where: str) -> Extent:
         """A size, exactly.
@@ -116,51 +138,45 @@ class Solver:
         terms = tuple(sorted((n, c) for n, c in zip(self._names, coefficients, strict=True) if c))
         return Size(terms, constant)
 
-    def scalar(self, values: Sequence[float], ratios: Mapping[str, float], where: str) -> Scaled:
+    def scalar(self, values: Sequence[float], where: str) -> Scaled:
         """A scalar, as its leading order c * n^p in the common scale.
 
         Raises:
             UnsupportedError: it follows no power law in the widths.
         """
-        v = np.array([float(x) for x in values])
+        v = np.array([float(x) for x in values[:RAY]])
         found = self._monomial(v)
-        if found is None and all(float(x).is_integer() for x in v):
-            found = self._leading([Fraction(int(x)) for x in v])
+        if found is None and all(float(x).is_integer() for x in values):
+            found = self._leading([Fraction(int(x)) for x in values])
         if found is None:
             raise UnsupportedError(
-                f"A number is {v.tolist()} at the widths {self._shown()}: it is not of the form "
-                f"c * n^p{where}."
+                f"A number is {v.tolist()} at the widths {self._shown()[:RAY]}: it is not of "
+                f"the form c * n^p{where}."
             )
-        value, powers = found
-        for name, p in zip(self._names, powers, strict=True):
-            value *= ratios.get(name, 1.0) ** float(p)
-        return Scaled(value, sum(powers, Fraction(0)))
+        return found
 
-    def _monomial(self, v: np.ndarray) -> tuple[float, list[Fraction]] | None:
+    def _monomial(self, v: np.ndarray) -> Scaled | None:
         if not np.isfinite(v).all() or (v == 0).any() or len(set(np.sign(v))) > 1:
             return None
-        logs = np.column_stack([np.log(self._widths), np.ones(len(v))])
-        solution, *_ = np.linalg.lstsq(logs, np.log(np.abs(v)), rcond=None)
-        powers = [Fraction(float(p)).limit_denominator(12) for p in solution[:-1]]
-        scale = np.prod(self._widths ** np.array([float(p) for p in powers]), axis=1)
-        constants = v / scale
+        scale = np.array(self._scale)
+        slope = np.log(v[-1] / v[0]) / np.log(scale[-1] / scale[0])
+        power = Fraction(float(slope)).limit_denominator(12)
+        constants = v / scale ** float(power)
         if not np.allclose(constants, constants[0], rtol=1e-9, atol=0.0):
             return None
         value = float(constants[0])
         rounded = float(f"{value:.14g}")
-        return (rounded if abs(rounded - value) < 4e-15 * abs(value) else value), powers
+        return Scaled(rounded if abs(rounded - value) < 4e-15 * abs(value) else value, power)
 
-    def _leading(self, v: list[Fraction]) -> tuple[float, list[Fraction]] | None:
-        """The leading order of a linear form in one width, such as n - 1."""
+    def _leading(self, v: list[Fraction]) -> Scaled | None:
+        """The leading order of a linear form in the widths, such as n - 1."""
         solved = self._linear(v)
         if solved is None:
             return None
-        coefficients, _ = solved
-        used = [i for i, c in enumerate(coefficients) if c]
-        if len(used) != 1:
-            return None
-        powers = [Fraction(int(i == used[0])) for i in range(len(coefficients))]
-        return float(coefficients[used[0]]), powers
+        total = sum(
+            (c * w for c, w in zip(solved[0], self._exact[0], strict=True)), Fraction(0)
+        )
+        return Scaled(float(total) / self._scale[0], Fraction(1)) if total else None
 
     def _linear(self, v: list[Fraction]) -> tuple[list[Fraction], Fraction] | None:
         rows = [[*row, Fraction(1), value] for row, value in zip(self._exact, v, strict=True)]

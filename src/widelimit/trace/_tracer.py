@@ -198,6 +198,8 @@ class Tracer:
             if label.startswith(TAP_PREFIX):
                 return [self._tap(label.removeprefix(TAP_PREFIX), ins[0])]
             return self.run(inner, ins)
+        if name != "random_bits" and any(isinstance(v, Key) for v in ins):
+            return [Key(o.shape) for o in equation.outputs]
         if name not in RULES:
             plain = all(isinstance(v, Value) and v.kind == "fixed" and not v.wide for v in ins)
             if not plain or any(isinstance(s, Size) for o in equation.outputs for s in o.shape):
