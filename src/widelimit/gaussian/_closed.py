@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from jax import Array
 
 from ..scalar import Expr, arity, evaluate
-from . import _dual
+from . import _arc_cosine, _dual
 from ._affine import Addend, addends
 from ._dual import Function
 from ._form import Form, form_of
@@ -80,7 +80,12 @@ def closed_dual(
         for two, second in right:
             scale2, mean2, var2, slope2 = _leaf(two, m2, b, params)
             cov = mul(slope1, slope2, c)
-            inner = _dual.dual(first, second, mean1, var1, mean2, var2, cov)
+            kinks = _arc_cosine.slopes(first.form), _arc_cosine.slopes(second.form)
+            centred = is_zero(mean1) and is_zero(mean2)
+            if centred and kinks[0] is not None and kinks[1] is not None:
+                inner = _arc_cosine.dual(kinks[0], kinks[1], var1, var2, cov)
+            else:
+                inner = _dual.dual(first, second, mean1, var1, mean2, var2, cov)
             total = add(total, mul(scale1, scale2, inner))
     return total
 

@@ -43,7 +43,8 @@ class BlockKernel:
         self._sides: dict[Any, tuple[int, int]] = {}
         self._nested = jax.jit(self._nested_tile)
         self._by_rows = jax.jit(self._row_tile)
-        self._diagonal = jax.jit(self._diagonal_blocks)
+        self._join = jax.jit(self._joined)
+        self._mirror = jax.jit(self._mirrored)
 
     def __call__(
         self, shared: Any, x1: Any, x2: Any | None, progress: Progress | None = None
@@ -59,7 +60,7 @@ class BlockKernel:
         other = x1 if x2 is None else x2
         n1, n2 = _count(x1), _count(other)
         rows, cols = self._tile(shared, x1, other)
-        tile = self._nested if rows > _ROWS or cols == n2 else self._by_rows
+        tile = self._nested if rows > _ROWS or cols >= n2 else self._by_rows
         if x2 is None:
             rows = cols = max(rows, cols) if tile is self._by_rows else min(rows, cols)
         starts = [(i, j) for i in range(0, n1, rows) for j in range(0, n2, cols)]
@@ -69,26 +70,35 @@ class BlockKernel:
             if progress is not None:
                 progress(done, len(needed))
             tiles[i, j] = tile(shared, _rows(x1, i, i + rows), _rows(other, j, j + cols))
+            if progress is not None:
+                jax.block_until_ready(tiles[i, j])
         if progress is not None:
-            for t in tiles.values():
-                jax.block_until_ready(t)
             progress(len(needed), len(needed))
         if x2 is None:
-            for i, j in needed:
-                if i != j:
-                    tiles[j, i] = jnp.swapaxes(self._swapped(tiles[i, j]), 0, 1)
-        matrix = jnp.concatenate(
-            [
-                jnp.concatenate([tiles[i, j] for j in range(0, n2, cols)], axis=1)
-                for i in range(0, n1, rows)
-            ]
+            return self._mirror(shared, x1, tiles)
+        return self._join(tiles)
+
+    def _joined(self, tiles: dict[tuple[int, int], Any]) -> Any:
+        rows, cols = (sorted({k[side] for k in tiles}) for side in (0, 1))
+        return jnp.concatenate(
+            [jnp.concatenate([tiles[i, j] for j in cols], axis=1) for i in rows]
         )
-        if x2 is None:
-            exact = self._diagonal(shared, x1)
-            index = jnp.arange(n1)
-            matrix = _upper_mirrored(matrix, self._swapped, rows)
-            matrix = matrix.at[index, index].set(exact)
-        return matrix
+
+    def _mirrored(self, shared: Any, x: Any, tiles: dict[tuple[int, int], Any]) -> Any:
+        """The whole matrix from the tiles on and above its diagonal: exactly symmetric."""
+        full = dict(tiles)
+        for (i, j), t in tiles.items():
+            if i != j:
+                full[j, i] = jnp.swapaxes(self._swapped(t), 0, 1)
+                continue
+            index = jnp.arange(t.shape[0])
+            lower = index[:, None] > index[None, :]
+            lower = lower.reshape(lower.shape + (1,) * (t.ndim - 2))
+            full[i, i] = jnp.where(lower, jnp.swapaxes(self._swapped(t), 0, 1), t)
+        matrix = self._joined(full)
+        exact = lax.map(lambda one: self._same(shared, one), x, batch_size=_ROWS)
+        index = jnp.arange(matrix.shape[0])
+        return matrix.at[index, index].set(exact)
 
     def _swapped(self, tile: Any) -> Any:
         return jax.vmap(jax.vmap(self._swap))(tile)
@@ -102,9 +112,6 @@ class BlockKernel:
             return jax.vmap(self._pair, in_axes=(None, None, 0))(shared, x, b)
 
         return lax.map(row, a)
-
-    def _diagonal_blocks(self, shared: Any, a: Any) -> Any:
-        return lax.map(lambda x: self._same(shared, x), a, batch_size=_ROWS)
 
     def _tile(self, shared: Any, x1: Any, x2: Any) -> tuple[int, int]:
         """Rows and columns of a tile, from the memory that one pair takes."""
@@ -120,15 +127,6 @@ class BlockKernel:
                 cols = int(max(1, min(_MAX_SIDE, _TILE_BYTES // (4 * pair))))
                 self._sides[key] = (_ROWS, min(cols, _ROWS))
         return self._sides[key]
-
-
-def _upper_mirrored(matrix: Any, swapped: Callable[[Any], Any], size: int) -> Any:
-    """The matrix with the lower triangle of its diagonal tiles mirrored: exact symmetry."""
-    n = matrix.shape[0]
-    index = jnp.arange(n)
-    lower = (index[:, None] > index[None, :]) & (index[:, None] // size == index[None, :] // size)
-    lower = lower.reshape(lower.shape + (1,) * (matrix.ndim - 2))
-    return jnp.where(lower, jnp.swapaxes(swapped(matrix), 0, 1), matrix)
 
 
 def _bytes(jaxpr: Any) -> int:
