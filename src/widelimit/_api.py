@@ -22,7 +22,7 @@ from .kernels import BlockKernel, PairKernel
 from .program import Handle, ProgramBuilder, TensorProgram
 from .program import parse as parse_program
 from .report import Explanation, Formula, explain, formula
-from .trace import Constant, Network, Normal, Traced, compile_network, path_name, widths_in
+from .trace import Constant, Network, Normal, Traced, compile_network, path_name
 
 
 class Program(ProgramBuilder):
@@ -349,7 +349,7 @@ class Limit:
     def check(
         self,
         x: Any,
-        widths: Sequence[int | Mapping[str, int]] = (128, 512, 2048),
+        widths: Sequence[int] = (128, 512, 2048),
         seeds: int = 16,
         key: Any = None,
         progress: Any = None,
@@ -358,8 +358,7 @@ class Limit:
 
         Args:
             x: inputs.
-            widths: common scales (every width is its ratio times the scale), or
-                assignments of all widths.
+            widths: common scales; every width is its ratio times the scale.
             seeds: networks drawn at each width.
             key: a JAX random key; fixed if None.
             progress: called as `progress(done, all)`.
@@ -369,19 +368,10 @@ class Limit:
         """
         x = self._inputs(x, "x")
         predicted = self.forward(x)
-        scales = [self._assignment(w) for w in widths]
-        key = jax.random.key(0) if key is None else key
         return finite.check(
-            self.f, self.params, x, predicted, scales, seeds, key,
+            self.f, self.params, x, predicted, widths, seeds, key,
             trace_axes=self.trace_axes, progress=progress,
         )  # fmt: skip
-
-    def _assignment(self, width: int | Mapping[str, int]) -> dict[str, int]:
-        if isinstance(width, Mapping):
-            return dict(width)
-        declared = widths_in(self.params)
-        sizes = {name: Fraction(w.ratio).limit_denominator(10**6) * width for name, w in declared.items()}
-        return {name: max(1, round(size)) for name, size in sizes.items()}
 
     # Compiling ------------------------------------------------------------------------
 

@@ -53,7 +53,12 @@ def _close(one, two):
     if len(one) != len(two):
         return False
     return all(
-        np.allclose([m.alpha, m.beta, m.omega, m.p, m.q], [n.alpha, n.beta, n.omega, n.p, n.q], 1e-15, 0)
+        np.allclose(
+            [m.alpha, m.beta, m.omega, m.p, m.q],
+            [n.alpha, n.beta, n.omega, n.p, n.q],
+            1e-15,
+            0,
+        )
         and m.k == n.k
         and np.allclose(one[m], two[n], 1e-15, 1e-15)
         for m, n in zip(sorted(one), sorted(two), strict=True)
@@ -65,7 +70,9 @@ def test_spellings_give_one_function(name):
     first, *others = [_sizes(f) for f in SAME[name]]
     for other in others:
         assert other.breaks == first.breaks
-        assert all(_close(a, b) for a, b in zip(first.pieces, other.pieces, strict=True))
+        assert all(
+            _close(a, b) for a, b in zip(first.pieces, other.pieces, strict=True)
+        )
 
 
 def test_pieces_of_known_functions():

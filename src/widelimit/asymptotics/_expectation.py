@@ -247,6 +247,11 @@ class _Expansion:
                     a, b = pieces(x), pieces(y)
                     if len(a) * len(b) <= _MAX_PIECES:
                         return [p * q for p in a for q in b]
+                case Call("select", (c, no, yes)) if vectors(c) != vectors(e):
+                    # A gate: on * yes + (1 - on) * no, with `on` zero or one.
+                    on = scalar.call("ne", c, Const(0.0))
+                    off = scalar.call("eq", c, Const(0.0))
+                    return pieces(Call("mul", (on, yes))) + pieces(Call("mul", (off, no)))
                 case Call("div", (x, y)) if not vectors(y):
                     inverse = self._coefficient(Call("div", (Const(1.0), y)), side, line, indices)
                     assert inverse is not None

@@ -120,7 +120,9 @@ def _subexpressions(f: Expr) -> Iterator[Expr]:
     level = [f]
     while level:
         seen.update(dict.fromkeys(level))
-        level = [a for e in level if isinstance(e, Call) for a in e.args if a not in seen]
+        level = [
+            a for e in level if isinstance(e, Call) for a in e.args if a not in seen
+        ]
     return iter(seen)
 
 

@@ -40,8 +40,16 @@ def orthant(h: Array, k: Array, rho: Array, gap: Array, logz: Any = 0.0) -> Arra
         logz: logarithm of a common factor.
     """
     near = jnp.abs(rho) >= 0.925
-    middle = _middle(h, k, jnp.where(near, 0.0, rho), logz)
-    return jnp.where(near, _edge(h, k, rho, gap, near, logz), middle)
+    if isinstance(logz, float) and logz == 0:
+        middle = _middle(h, k, jnp.where(near, 0.0, rho))
+        return jnp.where(near, _edge(h, k, rho, gap, near, 0.0), middle)
+    # Far out the probability is small beside the terms that `_edge` subtracts.
+    below = (rho < 0) & (h + k < -0.3)
+    near = near & ~below & ((gap * jnp.abs(h * k) < 4.0) | (rho < 0))
+    inside = jnp.where(gap > 0, rho, 0.0)
+    tilted = _tilted(h, k, inside, jnp.where(gap > 0, gap, 1.0), below, logz)
+    tilted = jnp.where(below & (gap <= 0), 0.0, tilted)
+    return jnp.where(near, _edge(h, k, rho, gap, near, logz), tilted)
 
 
 def log_ndtr(h: Array) -> Array:
@@ -61,9 +69,9 @@ def _tail(h: Array, logz: Any) -> Array:
     return jnp.exp(log_ndtr(h) + logz)
 
 
-def _integral(f: Callable[[Array], Array], like: Array) -> Array:
+def _integral(f: Callable[[Array], Array], like: Array, times: int = 1) -> Array:
     """Gauss-Legendre on [0, 1]; a loop, as unrolled nodes compile for minutes."""
-    rule = _rule(_NODES[like.dtype.itemsize])
+    rule = _rule(times * _NODES[like.dtype.itemsize])
     nodes, weights = (jnp.asarray(r, like.dtype) for r in rule)
 
     def step(i: Array, total: Array) -> Array:
@@ -72,7 +80,7 @@ def _integral(f: Callable[[Array], Array], like: Array) -> Array:
     return lax.fori_loop(0, len(rule[0]), step, jnp.zeros_like(like))
 
 
-def _middle(h: Array, k: Array, rho: Array, logz: Any) -> Array:
+def _middle(h: Array, k: Array, rho: Array) -> Array:
     """From the product at rho = 0, an integral over t, where rho = 2 t / (1 + t^2)."""
     end = rho / (1.0 + jnp.sqrt(1.0 - rho * rho))
     hk, hs = h * k, 0.5 * (h * h + k * k)
@@ -81,10 +89,46 @@ def _middle(h: Array, k: Array, rho: Array, logz: Any) -> Array:
         t = end * x
         inverse = 1.0 / (1.0 + t * t)
         r, cos = 2.0 * t * inverse, (1.0 - t * t) * inverse
-        return jnp.exp((r * hk - hs) / (cos * cos) + logz) * inverse
+        return jnp.exp((r * hk - hs) / (cos * cos)) * inverse
 
-    total = _integral(density, hk + rho + logz)
-    return _tail(h, 0.5 * logz) * _tail(k, 0.5 * logz) + total * end / math.pi
+    return ndtr(h) * ndtr(k) + _integral(density, hk + rho) * end / math.pi
+
+
+def _tilted(
+    h: Array, k: Array, rho: Array, gap: Array, below: Array, logz: Array
+) -> Array:
+    """With relative accuracy: sums of positive parts only, however small.
+
+    In y = atanh(r) the density at correlation r is exp(-(h^2 + k^2) / 4 - ((h - k)^2
+    e^2y + (h + k)^2 e^-2y) / 8): it is integrated where it is not negligible, from r = 0
+    on, or from r = -1 on (`below`), where the probability is 0.
+    """
+    deep = 45.0
+    end = jnp.arctanh(jnp.clip(rho, -0.99, 0.99))
+    # atanh from the gap, which rho has lost near 1.
+    steep = jnp.log((1.0 + jnp.abs(rho)) / jnp.sqrt(gap)) * jnp.sign(rho)
+    end = jnp.where(jnp.abs(rho) < 0.5, end, steep)
+    low = jnp.where(below, -deep, jnp.minimum(end, 0.0))
+    high = jnp.where(below, end, jnp.maximum(end, 0.0))
+    tiny = jnp.finfo(h.dtype).tiny ** 0.5
+    d, s = (h - k) ** 2 + tiny, (h + k) ** 2 + tiny
+    peak = jnp.clip(0.25 * jnp.log(s / d), low, high)
+    level = d * jnp.exp(2 * peak) + s * jnp.exp(-2 * peak) + 8 * deep
+    root = 1.0 + jnp.sqrt(jnp.maximum(1.0 - 4.0 * (d / level) * (s / level), 0.0))
+    low = jnp.maximum(low, 0.5 * jnp.log(2 * s / (level * root)))
+    high = jnp.minimum(high, 0.5 * jnp.log(level * root / (2 * d)))
+    middle = logz - 0.25 * (h * h + k * k)
+
+    def density(x: Array) -> Array:
+        y = low + (high - low) * x
+        up = jnp.exp(y)
+        down = 1.0 / up
+        size = d * up * up + s * down * down
+        return jnp.exp(middle - 0.125 * size) * 2.0 / (up + down)
+
+    total = _integral(density, h + k + rho, 2) * (high - low) / (2 * math.pi)
+    start = _tail(h, 0.5 * logz) * _tail(k, 0.5 * logz)
+    return jnp.where(below, total, start + jnp.sign(rho) * total)
 
 
 def _edge(h: Array, k: Array, rho: Array, gap: Array, near: Array, logz: Any) -> Array:

@@ -26,7 +26,9 @@ from ._joint import Value, add, is_zero, mul
 from ._naming import name_of
 
 
-def closed_mean(f: Expr, m: Value, a: Value, params: Sequence[Array] = ()) -> Value | None:
+def closed_mean(
+    f: Expr, m: Value, a: Value, params: Sequence[Array] = ()
+) -> Value | None:
     """E f(z, *params) for z ~ N(m, a), or None where no closed form is known.
 
     Args:
@@ -135,11 +137,18 @@ def _form(f: Expr) -> Form | None:
     return form
 
 
-def _leaf(part: Addend, m: Value, a: Value, params: Sequence[Array]) -> tuple[Value, ...]:
+def _leaf(
+    part: Addend, m: Value, a: Value, params: Sequence[Array]
+) -> tuple[Value, ...]:
     """Outer scale, mean and variance of the affine argument, and its slope."""
 
     def number(e: Expr | None, default: float) -> Value:
         return default if e is None else evaluate(e, [0.0, *params])
 
     slope, shift = number(part.slope, 1.0), number(part.shift, 0.0)
-    return number(part.scale, 1.0), add(mul(slope, m), shift), mul(slope, slope, a), slope
+    return (
+        number(part.scale, 1.0),
+        add(mul(slope, m), shift),
+        mul(slope, slope, a),
+        slope,
+    )

@@ -47,14 +47,19 @@ def known(f: Form, g: Form) -> bool:
     return not (waves[0] and gates[1]) and not (waves[1] and gates[0])
 
 
-def dual(f: Function, g: Function, m1: Value, a: Value, m2: Value, b: Value, c: Value) -> Value:
+def dual(
+    f: Function, g: Function, m1: Value, a: Value, m2: Value, b: Value, c: Value
+) -> Value:
     """E f(u) g(v), Var u = a, Var v = b, Cov(u, v) = c; may hold point masses."""
     total: Value = 0.0
     f_smooth, f_points = _form.masses(f.form)
     g_smooth, g_points = _form.masses(g.form)
     leaves = (m1, a, m2, b, c)
     if f_smooth and g_smooth:
-        functions = dataclasses.replace(f, form=f_smooth), dataclasses.replace(g, form=g_smooth)
+        functions = (
+            dataclasses.replace(f, form=f_smooth),
+            dataclasses.replace(g, form=g_smooth),
+        )
         total = _differentiable(*functions, tuple(is_zero(x) for x in leaves))(leaves)
     rest = dataclasses.replace(g, form=g_smooth)
     for point in f_points:
@@ -203,7 +208,9 @@ def _mass(point: Atom, g: Function, leaves: Leaves) -> Value:
     spread = ratio(determinant(a, b, c), a) if not is_zero(b) else 0.0
     some = a > 0
     var = jnp.where(some, a, 1)
-    density = jnp.exp(mul(-0.5, offset, offset, 1 / var)) if not is_zero(offset) else 1.0
+    density = (
+        jnp.exp(mul(-0.5, offset, offset, 1 / var)) if not is_zero(offset) else 1.0
+    )
     density = point.poly[0].real * density / jnp.sqrt(2 * math.pi * var)
     inner = mean(g, at, spread)
     if point.gate == "slope":

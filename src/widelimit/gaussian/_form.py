@@ -50,7 +50,9 @@ def form_of(f: Pieces) -> Form | None:
     atoms: list[Atom] = []
     for key, parts in modes.items():
         column = [parts.get(i, np.zeros(0)) for i in range(len(f.pieces))]
-        steps = any(_nonzero(_add(a, -b)) for a, b in zip(column, column[1:], strict=False))
+        steps = any(
+            _nonzero(_add(a, -b)) for a, b in zip(column, column[1:], strict=False)
+        )
         if (steps and (key.omega or key.p)) or (key.omega and key.p):
             return None
         atoms += _mode_atoms(key, column, f.breaks)
@@ -69,7 +71,11 @@ def _mode_atoms(
     atoms = [Atom(_tuple(column[base]), *shape, gate, mode.p, mode.q)]
     for i, t in enumerate(breaks):
         right = i >= base
-        jump = _add(column[i + 1], -column[i]) if right else _add(column[i], -column[i + 1])
+        jump = (
+            _add(column[i + 1], -column[i])
+            if right
+            else _add(column[i], -column[i + 1])
+        )
         if _nonzero(jump):
             atoms.append(_step(jump, mode, t, 1.0 if right else -1.0))
     return atoms
@@ -151,7 +157,9 @@ def _collected(atoms: Sequence[Atom]) -> Form:
         key = dataclasses.replace(a, poly=())
         sums[key] = _add(sums.get(key, np.zeros(0)), np.array(a.poly))
     return tuple(
-        dataclasses.replace(key, poly=_tuple(c)) for key, c in sums.items() if _nonzero(c)
+        dataclasses.replace(key, poly=_tuple(c))
+        for key, c in sums.items()
+        if _nonzero(c)
     )
 
 

@@ -139,19 +139,25 @@ _COMPARE: dict[str, Callable[[int], bool]] = {
 }
 
 
-def _compare(op: str, interval: Interval, f: Terms | None, g: Terms | None) -> Terms | None:
+def _compare(
+    op: str, interval: Interval, f: Terms | None, g: Terms | None
+) -> Terms | None:
     sign = _sign(interval, f, g)
     return None if sign is None else _terms.constant(float(_COMPARE[op](sign)))
 
 
-def _extreme(op: str, interval: Interval, f: Terms | None, g: Terms | None) -> Terms | None:
+def _extreme(
+    op: str, interval: Interval, f: Terms | None, g: Terms | None
+) -> Terms | None:
     sign = _sign(interval, f, g)
     if sign is None:
         return None
     return f if (sign >= 0) == (op == "max") else g
 
 
-def _by_sign(op: str, interval: Interval, f: Terms | None, g: Terms | None) -> Terms | None:
+def _by_sign(
+    op: str, interval: Interval, f: Terms | None, g: Terms | None
+) -> Terms | None:
     sign = _sign(interval, f, g)
     if sign is None or f is None:
         return None

@@ -74,11 +74,10 @@ def ratio(x: Value, y: Value) -> Value:
     return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0)
 
 
-def standard(mean: Value, var: Value) -> Value:
-    """mean / sqrt(var), finite: beyond 1e4 standard deviations nothing changes."""
+def standard(mean: Value, var: Value, big: float = 1e4) -> Value:
+    """mean / sqrt(var), finite: beyond `big` standard deviations nothing changes."""
     if is_zero(mean):
         return 0.0
-    big = 1e4
     if is_zero(var):
         return big * jnp.sign(mean)
     positive = var > 0
@@ -142,7 +141,7 @@ class Joint:
         return self._given[i]
 
     def _condition(self, i: int) -> tuple[Value, "Joint"]:
-        n, var, at = len(self.mean), self.cov[i][i], self.mean[i]
+        n, var = len(self.mean), self.cov[i][i]
         slope = [ratio(self.cov[j][i], var) for j in range(n)]
         mean = [0.0 if j == i else self._mean_given(i, j) for j in range(n)]
         cov: list[list[Value]] = [[0.0] * n for _ in range(n)]
@@ -150,7 +149,7 @@ class Joint:
             for k in range(j + 1):
                 if i not in (j, k):
                     cov[j][k] = cov[k][j] = self._residual(i, j, k, slope)
-        h = standard(at, var)
+        h = self._standard(i)
         logz = add(self.logz, mul(-0.5, h, h))
         density = jnp.where(var > 0, 1 / jnp.sqrt(jnp.where(var > 0, var, 1)), 0)
         return density * (1 / math.sqrt(2 * math.pi)), Joint(mean, cov, logz)
@@ -165,7 +164,7 @@ class Joint:
             return self.mean[j]
         a, b = self.cov[i][i], self.cov[j][j]
         rho, gap = correlation(a, b, self.cov[i][j])
-        h, k = standard(self.mean[i], a), standard(self.mean[j], b)
+        h, k = self._standard(i), self._standard(j)
         sign = jnp.where(rho >= 0, 1.0, -1.0)
         return safe_sqrt(b) * ((k - sign * h) + sign * gap / (1 + jnp.abs(rho)) * h)
 
@@ -190,7 +189,9 @@ class Joint:
             if kinds == {"sign"}:
                 return signs
             half = mul(0.5, signs)
-            return half if "sign" in kinds else add(mul(0.5, half), self._weighted(0.25))
+            return (
+                half if "sign" in kinds else add(mul(0.5, half), self._weighted(0.25))
+            )
         both = self._both(i, j)
         if kinds == {"step"}:
             return both
@@ -201,7 +202,7 @@ class Joint:
 
     def _both(self, i: int, j: int) -> Array:
         a, b, c = self.cov[i][i], self.cov[j][j], self.cov[i][j]
-        h, k = standard(self.mean[i], a), standard(self.mean[j], b)
+        h, k = self._standard(i), self._standard(j)
         if is_zero(c):
             log = add(add(log_ndtr(h), log_ndtr(k)), self.logz)
             return jnp.exp(log)
@@ -209,8 +210,13 @@ class Joint:
         h, k, rho, gap = jnp.broadcast_arrays(h, k, rho, gap)
         return orthant(h, k, rho, gap, self.logz)
 
+    def _standard(self, i: int) -> Value:
+        # A tilted Gaussian lies far out without being negligible.
+        big = 1e4 if is_zero(self.logz) else 1e9
+        return standard(self.mean[i], self.cov[i][i], big)
+
     def _half(self, i: int, kind: str) -> Value:
-        h = standard(self.mean[i], self.cov[i][i])
+        h = self._standard(i)
         if is_zero(h):
             return 0.0 if kind == "sign" else self._weighted(0.5)
         if kind == "sign":

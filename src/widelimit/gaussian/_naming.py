@@ -21,5 +21,13 @@ def name_of(form: Form) -> str:
         return f"piecewise {inner if 'exp' in inner else 'polynomial'}"
     if any(a.gate == "erf" for a in form):
         return "erf" if degree == 0 else "gelu"
-    names = [n for n, on in (("sine", waves), ("exponential", exponential), ("Gaussian", bells)) if on]
+    names = [
+        n
+        for n, on in (
+            ("sine", waves),
+            ("exponential", exponential),
+            ("Gaussian", bells),
+        )
+        if on
+    ]
     return " times ".join(names) or "polynomial"

@@ -64,7 +64,9 @@ def _conjugate(f: Atom) -> Atom:
 
 
 def _real(x: Value) -> Value:
-    return x.real if isinstance(x, complex) else x if isinstance(x, float) else jnp.real(x)
+    return (
+        x.real if isinstance(x, complex) else x if isinstance(x, float) else jnp.real(x)
+    )
 
 
 def _product(f: Atom, g: Atom, leaves: Leaves) -> Value:
@@ -130,9 +132,7 @@ def _tilted(
             [mul(add(a, mul(-2 * beta[1], gap)), inverse), cc],
             [cc, mul(add(b, mul(-2 * beta[0], gap)), inverse)],
         ]
-    moved = [
-        add(mul(cov[i][0], shift[0]), mul(cov[i][1], shift[1])) for i in range(2)
-    ]
+    moved = [add(mul(cov[i][0], shift[0]), mul(cov[i][1], shift[1])) for i in range(2)]
     for i in range(2):
         logz = add(logz, mul(0.5, shift[i], moved[i]))
     return Joint([add(x, y) for x, y in zip(m, moved, strict=True)], cov, logz)

@@ -85,6 +85,21 @@ def compile_network(
         ShapeMismatchError: the function fails on these shapes.
     """
     graph, ratios = traced_graph(f, params, x)
+    try:
+        return _compiled(graph, ratios, params, x, per_example)
+    except UnsupportedError as error:
+        if ratios:
+            raise
+        raise InputError(
+            "No parameter has a width: declare one with `wl.width`, as in "
+            "`n = wl.width('n'); params = {'W': wl.normal((784, n))}`. Without one only "
+            f"networks linear in their parameters are covered. {error}"
+        ) from error
+
+
+def _compiled(
+    graph: Graph, ratios: dict[str, float], params: Any, x: Any, per_example: tuple[bool, ...]
+) -> Network:
     unifier, layouts = Unifier(), {}
     for _ in range(_MAX_LAYOUT_RUNS):
         before = unifier.structured
@@ -102,11 +117,6 @@ def traced_graph(
     """The aligned graph of several concrete traces, and the ratios of the widths."""
     widths = widths_in(params)
     ratios = {n: float(widths[n].ratio) for n in sorted(widths)}
-    if not ratios:
-        raise InputError(
-            "No parameter has a width: declare one with `wl.width`, as in "
-            "`n = wl.width('n'); params = {'W': wl.normal((784, n))}`."
-        )
     assignments = trials(ratios)
     # Off the ray first: there widths differ, and a mismatch is told by their names.
     graphs = [_one_trace(f, params, x, a) for a in reversed(assignments)][::-1]

@@ -26,10 +26,9 @@ from ..program import (
     VecIn,
     operands,
 )
-from ._elementwise import combined, pending
+from ._elementwise import pending
 from ._fixed import refuse_labels
 from ._layout import Block, blocks
-from ._move import compose, view
 from ._tracer import MatrixSource, Tracer
 from ._values import (
     Data,
@@ -43,6 +42,7 @@ from ._values import (
     is_zero,
     leaf_shape,
 )
+from ._views import combined, compose, view
 
 HALF = Fraction(1, 2)
 

@@ -12,10 +12,10 @@ from ._contract import Letters, data_times, matrix_times, products
 from ._elementwise import pending
 from ._fixed import on_tensors
 from ._layout import Major
-from ._move import view
 from ._sizes import Extent, Size
 from ._tracer import Tracer, rule, wide_axis
 from ._values import Known, Leaf, Linear, MatrixValue, Value
+from ._views import view
 
 
 def window(

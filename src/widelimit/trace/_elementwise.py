@@ -17,6 +17,7 @@ from ..scalar import Arg, Call, Const, Expr
 from ._fixed import fold, refuse_labels
 from ._tracer import Tracer, rule
 from ._uniform import uniform_of, without_uniform
+from ._views import combined, stretched
 from ._values import (
     Data,
     Known,
@@ -42,10 +43,11 @@ _ROOTS = {"sqrt": Fraction(1, 2), "rsqrt": Fraction(-1, 2), "cbrt": Fraction(1, 
 
 
 _BITS = ("shift_right_logical",)
+_EXTRA = ("add_any", "name")
 _PRIMITIVES = sorted(scalar.PRIMITIVES & {getattr(lax, a).name for a in dir(lax) if a[-2:] == "_p"})
 
 
-@rule("elementwise functions", *_PRIMITIVES, *_BITS)
+@rule("elementwise functions", *_PRIMITIVES, *_BITS, *_EXTRA)
 def elementwise(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     """Any elementwise primitive, on fixed, wide and output values."""
     if any(isinstance(v, MatrixValue) for v in ins):
@@ -114,6 +116,7 @@ def _wide(tr: Tracer, e: Equation, ins: Sequence[Value]) -> Value:
     out = e.outputs[0]
     vectors = [v for v in ins if v.wide]
     base = vectors[0] if vectors else next(v for v in ins if v.kind == "output")
+    base = dataclasses.replace(base, shape=out.shape)
     for v in vectors[1:]:
         assert base.layout is not None and v.layout is not None
         if v.axis != base.axis:
@@ -128,7 +131,7 @@ def _wide(tr: Tracer, e: Equation, ins: Sequence[Value]) -> Value:
     leaves = []
     for i, block in enumerate(base.blocks()):
         shape = base.leaf_shape(block)
-        parts = [_part(v, i) for v in ins]
+        parts = [_stretched(tr, _part(v, i), shape) for v in ins]
         leaves.append(_leaf(tr, e, parts, shape, kind))
     return Value(out.shape, kind, tuple(leaves), base.axis, base.layout, power, dtype)
 
@@ -136,6 +139,13 @@ def _wide(tr: Tracer, e: Equation, ins: Sequence[Value]) -> Value:
 def _part(v: Value, i: int) -> Leaf:
     assert v.leaves is not None
     return v.leaves[i] if v.wide else v.leaves[0]
+
+
+def _stretched(tr: Tracer, leaf: Leaf, shape: tuple[int, ...]) -> Leaf:
+    """A random leaf at the shape of the result; fixed ones broadcast by themselves."""
+    if not isinstance(leaf, Linear | Pending) or leaf.shape == shape:
+        return leaf
+    return stretched(tr, tr.emit.linear(leaf, leaf.shape, tr.where), shape)
 
 
 def _leaf(tr: Tracer, e: Equation, parts: list[Leaf], shape: tuple[int, ...], kind: str) -> Leaf:
@@ -300,17 +310,6 @@ def scaled(tr: Tracer, leaf: Leaf, by: Leaf | float, shape: tuple[int, ...]) -> 
     else:
         terms = tuple(dataclasses.replace(t, scale=t.scale * c) for t in linear.terms)
     return Linear(terms, shape)
-
-
-def combined(parts: Sequence[Linear], shape: tuple[int, ...]) -> Linear:
-    """The sum of combinations, equal terms merged."""
-    merged: dict[Any, Term] = {}
-    for part in parts:
-        for t in part.terms:
-            key = dataclasses.replace(t, scale=1.0)
-            scale = t.scale + (merged[key].scale if key in merged else 0.0)
-            merged[key] = dataclasses.replace(t, scale=scale)
-    return Linear(tuple(t for t in merged.values() if t.scale != 0.0), shape)
 
 
 def _mask(tr: Tracer, parts: list[Leaf], shape: tuple[int, ...]) -> Leaf:

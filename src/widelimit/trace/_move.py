@@ -15,11 +15,11 @@ from jax import lax
 from .._errors import UnsupportedError
 from .._jax import Equation, Var
 from ..program import AxisMap, Term, TensorArg
-from ._elementwise import combined
 from ._fixed import fold, narrowed
 from ._layout import Axis, Major, Minor, Row, blocks, resolve, size_of
 from ._sizes import Extent, Shape, Size
 from ._tracer import Check, Tracer, rule
+from ._views import axis_maps, combined, compose, view
 from ._values import Data, Known, Leaf, Linear, MatrixValue, Value, leaf_shape
 
 
@@ -109,143 +109,6 @@ def _positions(
             parts.append(view(tr, tr.emit.linear(leaf, shape, tr.where), maps, out))
         start += count
     return combined(parts, out)
-
-
-def view(
-    tr: Tracer,
-    linear: Linear,
-    maps: Sequence[AxisMap],
-    out: tuple[int, ...],
-    sums: tuple[int, ...] = (),
-) -> Linear:
-    """A combination read at maps over the letters of `out`, then of `sums`."""
-    try:
-        terms = tuple(_view_term(tr, t, maps, len(linear.shape), out, sums) for t in linear.terms)
-    except _NeedsMapError:
-        # A tensor coefficient would be read at a map: write the combination first.
-        line = Linear.of(tr.emit.ref(linear, linear.shape, tr.where), linear.shape)
-        terms = tuple(_view_term(tr, t, maps, len(linear.shape), out, sums) for t in line.terms)
-    return Linear(terms, out)
-
-
-def _view_term(
-    tr: Tracer, t: Term, maps: Sequence[AxisMap], old: int, out: tuple[int, ...], sums: tuple[int, ...]
-) -> Term:
-    # The term's own summed letters follow, in order.
-    new = len(out) + len(sums)
-    own = range(new, new + len(t.sums))
-    full = [*maps, *(AxisMap.identity(a, s) for a, s in zip(own, t.sums, strict=True))]
-    sizes = (*out, *sums, *t.sums)
-    tensors = []
-    for arg in t.tensors:
-        letters = [-1 if a < 0 else _letter(full[a], sizes) for a in arg.letters]
-        tensors.append(TensorArg(arg.ref, tuple(letters)))
-    moved = [compose(m, full) for m in t.maps]
-    read = {a for m in t.maps for a in m.letters}
-    for a, m in enumerate(maps):
-        if a in read or not m.table.size or m.table.min() >= 0:
-            continue
-        # The term does not follow this index, but outside it there is nothing.
-        if moved:
-            moved[0] = only_inside(moved[0], m)
-        else:
-            mask = tr.emit.constant(np.asarray(m.table >= 0, float), tr.where)
-            tensors.append(TensorArg(mask, m.letters))
-    return Term(t.x, t.scale, tuple(tensors), tuple(moved), sums + t.sums)
-
-
-def only_inside(m: AxisMap, other: AxisMap) -> AxisMap:
-    """A map, outside wherever another one is."""
-    letters = tuple(sorted({*m.letters, *other.letters}))
-
-    def spread(x: AxisMap) -> np.ndarray:
-        shape = iter(x.table.shape)
-        return x.table.reshape([next(shape) if a in x.letters else 1 for a in letters])
-
-    return AxisMap(letters, np.where(spread(other) >= 0, spread(m), -1))
-
-
-def _letter(m: AxisMap, sizes: Sequence[int]) -> int:
-    """The letter that a map is, whole."""
-    if len(m.letters) == 1 and m.is_identity and m.table.size == sizes[m.letters[0]]:
-        return m.letters[0]
-    raise _NeedsMapError
-
-
-class _NeedsMapError(Exception):
-    """A letter of a tensor coefficient is no plain letter any more."""
-
-
-def compose(outer: AxisMap, inner: Sequence[AxisMap]) -> AxisMap:
-    """`outer` over letters that are themselves maps over new letters."""
-    used = [inner[a] for a in outer.letters]
-    letters = tuple(sorted({a for m in used for a in m.letters}))
-    tables = []
-    for m in used:
-        shape = iter(m.table.shape)
-        tables.append(m.table.reshape([next(shape) if a in m.letters else 1 for a in letters]))
-    if not tables:
-        return outer
-    values = outer.table[tuple(np.maximum(t, 0) for t in tables)]
-    for t in tables:
-        values = np.where(t < 0, -1, values)
-    return AxisMap(letters, values)
-
-
-def axis_maps(positions: np.ndarray, shape: tuple[int, ...]) -> tuple[AxisMap, ...]:
-    """Flat positions (or -1) over an output, as one map for each axis of the input."""
-    valid = positions >= 0
-    coordinates = np.unravel_index(np.maximum(positions, 0), shape) if shape else ()
-    maps: list[AxisMap] = []
-    for c in coordinates:
-        maps.append(_axis_map(np.broadcast_to(c, positions.shape), valid))
-    if not valid.all() and maps:
-        covered = _valid(maps, positions.shape)
-        if not np.array_equal(covered, valid):
-            maps = _masked(maps, valid)
-    return tuple(maps)
-
-
-def _axis_map(c: np.ndarray, valid: np.ndarray) -> AxisMap:
-    low = np.where(valid, c, np.iinfo(np.int64).max)
-    high = np.where(valid, c, -1)
-    letters = []
-    for axis in range(c.ndim):
-        others_low = low.min(axis=axis, keepdims=True)
-        others_high = high.max(axis=axis, keepdims=True)
-        if (others_low < others_high).any():
-            letters.append(axis)
-    rest = tuple(a for a in range(c.ndim) if a not in letters)
-    return AxisMap(tuple(letters), high.max(axis=rest))
-
-
-def _valid(maps: Sequence[AxisMap], shape: tuple[int, ...]) -> np.ndarray:
-    covered = np.ones(shape, bool)
-    for m in maps:
-        sizes = iter(m.table.shape)
-        table = m.table.reshape([next(sizes) if a in m.letters else 1 for a in range(len(shape))])
-        covered = covered & (table >= 0)
-    return covered
-
-
-def _masked(maps: list[AxisMap], valid: np.ndarray) -> list[AxisMap]:
-    """The maps, with what is outside written into the one where it is cheapest."""
-    letters = {
-        axis
-        for axis in range(valid.ndim)
-        if valid.shape[axis] > 1 and (valid != np.take(valid, [0], axis=axis)).any()
-    }
-    costs = [len(letters | set(m.letters)) for m in maps]
-    best = int(np.argmin(costs))
-    chosen = maps[best]
-    joint = tuple(sorted(letters | set(chosen.letters)))
-    sizes = iter(chosen.table.shape)
-    table = chosen.table.reshape([next(sizes) if a in chosen.letters else 1 for a in joint])
-    rest = tuple(a for a in range(valid.ndim) if a not in joint)
-    mask = valid.any(axis=rest)
-    maps = list(maps)
-    maps[best] = AxisMap(joint, np.where(mask, table, -1))
-    return maps
 
 
 # Rules --------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from ..program import AxisMap, Ref, Term
 from ._contract import mean_over_width
 from ._elementwise import pending
 from ._fixed import on_tensors
-from ._move import view
 from ._tracer import Tracer, rule
 from ._values import Data, Known, Leaf, Linear, MatrixValue, Value, leaf_shape
+from ._views import view
 
 
 @rule("sums and means over index axes and over the width", "reduce_sum")

@@ -49,7 +49,9 @@ def dual(
     x, w = gaussian_rule(cuts, 12.0)
     if s2 == 0:
         return float(np.sum(w * f(m1 + s1 * x) * g(m2 + slope * x)))
-    rules = [gaussian_rule([(t - m) / s2 for t in g_kinks], 9.0) for m in m2 + slope * x]
+    rules = [
+        gaussian_rule([(t - m) / s2 for t in g_kinks], 9.0) for m in m2 + slope * x
+    ]
     points = [m + s2 * y for m, (y, _) in zip(m2 + slope * x, rules, strict=True)]
     values = g(np.concatenate(points)) * np.concatenate([v for _, v in rules])
     ends = np.cumsum([len(y) for y in points])[:-1]
