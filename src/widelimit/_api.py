@@ -127,12 +127,16 @@ def limit(
         ```
     """
     if not callable(f):
-        raise InputError(f"`wl.limit(f, params)` takes a function f(params, x), got {f!r}.")
+        raise InputError(
+            f"`wl.limit(f, params)` takes a function f(params, x), got {f!r}."
+        )
     if parameterization is not None:
         params = jax.tree.map(
-            lambda p: dataclasses.replace(p, parameterization=parameterization)
-            if isinstance(p, Normal) and p.parameterization is None
-            else p,
+            lambda p: (
+                dataclasses.replace(p, parameterization=parameterization)
+                if isinstance(p, Normal) and p.parameterization is None
+                else p
+            ),
             params,
             is_leaf=_declared,
         )
@@ -149,7 +153,11 @@ def _declared(p: Any) -> bool:
 def _check_params(params: Any) -> None:
     paths, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_declared)
     for path, p in paths:
-        if not _declared(p) and not isinstance(p, int | float) and not hasattr(p, "dtype"):
+        if (
+            not _declared(p)
+            and not isinstance(p, int | float)
+            and not hasattr(p, "dtype")
+        ):
             raise InputError(
                 f"The parameter `{path_name(path)}` is {p!r}: declare it with `wl.normal` or "
                 "`wl.constant`, or give an array."
@@ -164,7 +172,9 @@ def _check_params(params: Any) -> None:
 class Limit:
     """A network and its infinite-width limit. Made by `wl.limit`."""
 
-    def __init__(self, f: Callable[..., Any], params: Any, trace_axes: tuple[int, ...]) -> None:
+    def __init__(
+        self, f: Callable[..., Any], params: Any, trace_axes: tuple[int, ...]
+    ) -> None:
         self.f, self.params, self.trace_axes = f, params, trace_axes
         self._networks: dict[Any, Network] = {}
         self._kernels: dict[Any, BlockKernel] = {}
@@ -172,7 +182,9 @@ class Limit:
 
     # Kernels --------------------------------------------------------------------------
 
-    def nngp(self, x1: Any, x2: Any | None = None, *, progress: Any = None) -> jax.Array:
+    def nngp(
+        self, x1: Any, x2: Any | None = None, *, progress: Any = None
+    ) -> jax.Array:
         """The covariance of the outputs in the limit.
 
         Differentiable in `x1`, `x2` and in every array of the parameters. Work that
@@ -209,7 +221,12 @@ class Limit:
         dtype = _dtype(x1)
         shared = self._shared(dtype)
         block = self._kernel(one, two, dtype, first, second)
-        return block(shared, _cast(x1, dtype), None if other is None else _cast(other, dtype), progress)
+        return block(
+            shared,
+            _cast(x1, dtype),
+            None if other is None else _cast(other, dtype),
+            progress,
+        )
 
     def _kernel(
         self, one: Any, two: Any, dtype: Any, first: Network, second: Network
@@ -219,7 +236,9 @@ class Limit:
             pairs = PairKernel(first, second, self.trace_axes, coupled=False)
 
             def pair(shared: Any, a: Any, b: Any) -> Any:
-                return pairs.pair({**shared, **_named(a)}, {**shared, **_named(b)}, dtype)
+                return pairs.pair(
+                    {**shared, **_named(a)}, {**shared, **_named(b)}, dtype
+                )
 
             def same(shared: Any, a: Any) -> Any:
                 return pairs.same({**shared, **_named(a)}, dtype)
@@ -239,10 +258,14 @@ class Limit:
         shared = self._shared(dtype)
         a = {**shared, **_named(_cast(x1, dtype), whole=True)}
         if x2 is None:
-            return PairKernel(first, first, self.trace_axes, coupled=True).same(a, dtype)
+            return PairKernel(first, first, self.trace_axes, coupled=True).same(
+                a, dtype
+            )
         second = self._network(_struct(x2), batch=True)
         b = {**shared, **_named(_cast(x2, dtype), whole=True)}
-        return PairKernel(first, second, self.trace_axes, coupled=True).pair(a, b, dtype)
+        return PairKernel(first, second, self.trace_axes, coupled=True).pair(
+            a, b, dtype
+        )
 
     def coupled(self, x: Any) -> bool:
         """Whether inputs of a batch interact; each data set is then one batch."""
@@ -263,12 +286,16 @@ class Limit:
             if tap.power > 0:
                 raise NoLimitError(_diverges(f"The tap `{name}`", tap))
             if batch:
-                side = Side(network.program, {**shared, **_named(_cast(x, dtype), whole=True)})
+                side = Side(
+                    network.program, {**shared, **_named(_cast(x, dtype), whole=True)}
+                )
                 k = _second(Engine((side,), dtype=dtype), tap, (0, 0))
                 half = k.ndim // 2
                 results[name] = jnp.moveaxis(k, half, 1)
                 continue
-            results[name] = self._tap_kernel(network, tap, dtype)(shared, _cast(x, dtype), None)
+            results[name] = self._tap_kernel(network, tap, dtype)(
+                shared, _cast(x, dtype), None
+            )
         return results
 
     def _tap_kernel(self, network: Network, tap: Traced, dtype: Any) -> BlockKernel:
@@ -316,7 +343,9 @@ class Limit:
             rows = [_named(x, whole=True)]
         else:
             count = jax.tree.leaves(x)[0].shape[0]
-            picks = [jax.tree.map(lambda a, i=i: a[i], x) for i in (0, min(1, count - 1))]
+            picks = [
+                jax.tree.map(lambda a, i=i: a[i], x) for i in (0, min(1, count - 1))
+            ]
             rows = [_named(p) for p in picks]
         sides = [Side(network.program, {**shared, **r}) for r in rows]
         engine = Engine(sides, dtype=dtype)
@@ -329,11 +358,16 @@ class Limit:
         """The power of n of the output and of every tap, by name; 0 has a limit."""
         x = self._inputs(x, "x")
         network = self._network(_struct(x), self._is_coupled(x))
-        return {"output": network.output.power, **{k: t.power for k, t in network.taps.items()}}
+        return {
+            "output": network.output.power,
+            **{k: t.power for k, t in network.taps.items()},
+        }
 
     # The finite network ---------------------------------------------------------------
 
-    def at(self, *, key: Any, dtype: Any = None, **widths: int) -> tuple[Callable[..., Any], Any]:
+    def at(
+        self, *, key: Any, dtype: Any = None, **widths: int
+    ) -> tuple[Callable[..., Any], Any]:
         """Draw the network at finite width.
 
         Args:
@@ -464,9 +498,13 @@ class Limit:
                 )
         rows = {a.shape[0] for a in leaves}
         if len(rows) > 1:
-            raise ShapeMismatchError(f"The arrays of `{name}` have {sorted(rows)} rows; give one.")
+            raise ShapeMismatchError(
+                f"The arrays of `{name}` have {sorted(rows)} rows; give one."
+            )
         if 0 in rows:
-            raise InputError(f"`{name}` is empty: shape {leaves[0].shape}. Give at least one input.")
+            raise InputError(
+                f"`{name}` is empty: shape {leaves[0].shape}. Give at least one input."
+            )
         for a in leaves:
             if jnp.issubdtype(a.dtype, jnp.floating) and is_concrete(a):
                 bad = np.argwhere(~np.isfinite(np.asarray(a)))
@@ -488,7 +526,9 @@ class Limit:
             elif isinstance(p, Constant):
                 if np.ndim(p.value) == 0 or not is_concrete(p.value):
                     shape = tuple(s if isinstance(s, int) else 1 for s in p.shape)
-                    shared[f"value:{name}"] = jnp.broadcast_to(jnp.asarray(p.value, dtype), shape)
+                    shared[f"value:{name}"] = jnp.broadcast_to(
+                        jnp.asarray(p.value, dtype), shape
+                    )
             else:
                 array = jnp.asarray(p)
                 floating = jnp.issubdtype(array.dtype, jnp.floating)
@@ -499,7 +539,9 @@ class Limit:
 def _check_axes(x1: Any, x2: Any) -> None:
     """Refuse two data sets whose inputs do not have the same axes."""
     a, b = jax.tree.leaves(x1), jax.tree.leaves(x2)
-    if len(a) != len(b) or any(np.ndim(p) != np.ndim(q) for p, q in zip(a, b, strict=True)):
+    if len(a) != len(b) or any(
+        np.ndim(p) != np.ndim(q) for p, q in zip(a, b, strict=True)
+    ):
         raise ShapeMismatchError(
             f"`x2` has shape {_shapes(x2)} and `x1` has shape {_shapes(x1)}: both hold inputs "
             "along the first axis, with the same axes after it."
@@ -543,14 +585,18 @@ def _diverges(what: str, traced: Traced) -> str:
 
 def _struct(x: Any) -> Any:
     def one(a: Any) -> Any:
-        dtype = np.dtype("float64") if jnp.issubdtype(a.dtype, jnp.floating) else a.dtype
+        dtype = (
+            np.dtype("float64") if jnp.issubdtype(a.dtype, jnp.floating) else a.dtype
+        )
         return jax.ShapeDtypeStruct(a.shape, dtype)
 
     return jax.tree.map(one, x)
 
 
 def _with_rows(x: Any, rows: int) -> Any:
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), x)
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), x
+    )
 
 
 def _key(x: Any) -> Any:
@@ -559,7 +605,9 @@ def _key(x: Any) -> Any:
 
 
 def _dtype(x: Any) -> Any:
-    floats = [a.dtype for a in jax.tree.leaves(x) if jnp.issubdtype(a.dtype, jnp.floating)]
+    floats = [
+        a.dtype for a in jax.tree.leaves(x) if jnp.issubdtype(a.dtype, jnp.floating)
+    ]
     default = jnp.result_type(float)
     if not floats:
         return default
@@ -568,7 +616,10 @@ def _dtype(x: Any) -> Any:
 
 def _cast(x: Any, dtype: Any) -> Any:
     return jax.tree.map(
-        lambda a: jnp.asarray(a, dtype if jnp.issubdtype(a.dtype, jnp.floating) else None), x
+        lambda a: jnp.asarray(
+            a, dtype if jnp.issubdtype(a.dtype, jnp.floating) else None
+        ),
+        x,
     )
 
 
@@ -576,5 +627,6 @@ def _named(x: Any, whole: bool = False) -> dict[str, Any]:
     """The inputs of a program from one input, or from a whole batch."""
     paths, _ = jax.tree_util.tree_flatten_with_path(x)
     return {
-        "x" if not path else f"x.{path_name(path)}": a if whole else a[None] for path, a in paths
+        "x" if not path else f"x.{path_name(path)}": a if whole else a[None]
+        for path, a in paths
     }

@@ -49,10 +49,14 @@ def _small(
             return (scale * rng.standard_normal(shape)).astype(np.float32)
         if isinstance(p, Constant):
             value = np.asarray(p.value) if is_concrete(p.value) else np.ones(())
-            return np.broadcast_to(value, trial_shape(p.shape, widths)).astype(np.float32)
+            return np.broadcast_to(value, trial_shape(p.shape, widths)).astype(
+                np.float32
+            )
         return p if is_concrete(p) else np.ones(p.shape, p.dtype)
 
-    theta = jax.tree.map(draw, params, is_leaf=lambda p: isinstance(p, Normal | Constant))
+    theta = jax.tree.map(
+        draw, params, is_leaf=lambda p: isinstance(p, Normal | Constant)
+    )
 
     def run(theta: Any, x: Any) -> Any:
         with widths_are(widths):
@@ -62,7 +66,10 @@ def _small(
 
 
 def _widths(params: Any, scale: int) -> dict[str, int]:
-    return {name: max(1, round(float(w.ratio) * scale)) for name, w in widths_in(params).items()}
+    return {
+        name: max(1, round(float(w.ratio) * scale))
+        for name, w in widths_in(params).items()
+    }
 
 
 def _three_inputs(x: Any) -> tuple[Any, Any, Any]:
@@ -83,7 +90,9 @@ def _three_inputs(x: Any) -> tuple[Any, Any, Any]:
     )
     if same:
         # Few inputs, all of them labels: any others will do.
-        third = jax.tree.map(lambda b: np.roll(b, 1) if b.any() else np.ones_like(b), second)
+        third = jax.tree.map(
+            lambda b: np.roll(b, 1) if b.any() else np.ones_like(b), second
+        )
     return first, second, third
 
 
@@ -98,7 +107,9 @@ def fresh_draws(f: Callable[..., Any], params: Any, x: Any) -> tuple[bool, ...]:
     """
     sizes = []
     for rows in (1, 2):
-        struct = jax.tree.map(lambda a, r=rows: jax.ShapeDtypeStruct((r, *a.shape[1:]), a.dtype), x)
+        struct = jax.tree.map(
+            lambda a, r=rows: jax.ShapeDtypeStruct((r, *a.shape[1:]), a.dtype), x
+        )
         try:
             sizes.append(_draw_sizes(_trace(f, params, struct, _widths(params, 20160))))
         except WidelimitError:
@@ -106,11 +117,15 @@ def fresh_draws(f: Callable[..., Any], params: Any, x: Any) -> tuple[bool, ...]:
         except Exception:  # noqa: BLE001 - the compiler will say where it fails
             return ()
     if len(sizes[0]) != len(sizes[1]):
-        raise InputError("The number of random draws inside the network depends on the batch.")
+        raise InputError(
+            "The number of random draws inside the network depends on the batch."
+        )
     return tuple(b > a for a, b in zip(*sizes, strict=True))
 
 
-def _trace(f: Callable[..., Any], params: Any, x: Any, widths: Mapping[str, int]) -> Graph:
+def _trace(
+    f: Callable[..., Any], params: Any, x: Any, widths: Mapping[str, int]
+) -> Graph:
     def struct(p: Any) -> Any:
         if isinstance(p, Normal | Constant):
             return jax.ShapeDtypeStruct(trial_shape(p.shape, widths), np.float64)
@@ -118,7 +133,9 @@ def _trace(f: Callable[..., Any], params: Any, x: Any, widths: Mapping[str, int]
         return jax.ShapeDtypeStruct(np.shape(array), array.dtype)
 
     with widths_are(widths), enable_x64():
-        structs = jax.tree.map(struct, params, is_leaf=lambda p: isinstance(p, Normal | Constant))
+        structs = jax.tree.map(
+            struct, params, is_leaf=lambda p: isinstance(p, Normal | Constant)
+        )
         return trace(f, structs, x)[0]
 
 

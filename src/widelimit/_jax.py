@@ -133,7 +133,9 @@ def _graph(jaxpr: Any) -> Graph:
         equations.append(
             Equation(e.primitive.name, params, ins, outs, _source(e), e.primitive, raw)
         )
-    return Graph(inputs, constants, tuple(equations), tuple(atom(v) for v in inner.outvars))
+    return Graph(
+        inputs, constants, tuple(equations), tuple(atom(v) for v in inner.outvars)
+    )
 
 
 def _dropped(v: Any) -> bool:
@@ -168,7 +170,9 @@ def _source(equation: Any) -> str:
 def pick(equation: Equation, result: int) -> Equation:
     """An equation of several results, as one of a single result."""
     return dataclasses.replace(
-        equation, outputs=(equation.outputs[result],), primitive=_Pick(equation.primitive, result)
+        equation,
+        outputs=(equation.outputs[result],),
+        primitive=_Pick(equation.primitive, result),
     )
 
 
@@ -184,5 +188,7 @@ class _Pick:
 
 def bind(equation: Equation, args: Sequence[Any], **changed: Any) -> Any:
     """Run one primitive on arrays, with some parameters replaced."""
-    out = equation.primitive.bind(*args, **{**equation.params, **equation.raw, **changed})
+    out = equation.primitive.bind(
+        *args, **{**equation.params, **equation.raw, **changed}
+    )
     return tuple(out) if equation.primitive.multiple_results else (out,)

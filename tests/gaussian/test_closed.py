@@ -145,12 +145,12 @@ LONG = {"elu", "relu6", "hard_swish", "leaky", "relu^3"}
 """Functions whose formulas with means compile for seconds."""
 
 
-def _marked(names):
+def _marked(names, long=LONG):
     slow = pytest.mark.slow
-    return [pytest.param(n, marks=slow) if n in LONG else n for n in names]
+    return [pytest.param(n, marks=slow) if n in long else n for n in names]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", _marked(CASES, {"hard_swish"}))
 def test_dual_with_zero_means_is_the_integral(name):
     _compare(name, name, True, 1e-9 if CASES[name][2] is None else 2e-14)
 
@@ -246,7 +246,7 @@ DEGENERATE = np.array(
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", ["relu", "step", "erf", "sin", "gaussian", "cubic"])
+@pytest.mark.parametrize("name", ["relu", "step", "sin", "gaussian", "cubic"])
 def test_no_nan_at_singular_covariances(name, dtype):
     f = _expr(name)
     both = jax.value_and_grad(lambda *z: closed_dual(f, f, *z), (0, 1, 2, 3, 4))
@@ -264,7 +264,7 @@ def test_no_nan_at_singular_covariances(name, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", ["elu", "gelu", "relu6", "hard_swish"])
+@pytest.mark.parametrize("name", ["elu", "erf", "gelu", "relu6", "hard_swish"])
 def test_no_nan_at_singular_covariances_slow(name, dtype):
     test_no_nan_at_singular_covariances(name, dtype)
 
@@ -342,7 +342,7 @@ def test_float32_keeps_its_digits_near_parallel(name):
 def test_large_variances_do_not_overflow(name):
     # exp(u) [u < 0] is bounded, but its tilted Gaussian has a weight of exp(a / 2).
     _, p, _, _ = CASES[name]
-    near = [0, 1, -1, 2, -2, 4, -4, -7, -11, -16, -22, -30, -40]
+    near = [s * t for t in (0, 1, 2, 4, 7, 11, 16, 22, 30, 40) for s in (1, -1)]
     f, a = _expr(name), np.array([3.0, 30.0, 300.0, 3000.0])
     dual = jax.jit(lambda a, c: closed_dual(f, f, 0.0, a, 0.0, a, c))
     for rho in (1.0, 0.99, 0.93, 0.8, 0.1, -0.5, -0.9, -0.99):
@@ -397,12 +397,12 @@ def test_a_name_promises_a_value(f, g):
 
 
 def test_work_of_one_input_is_done_once():
-    relu = _expr("relu")
+    gelu = _expr("gelu")
     a, b, c = jnp.ones((50, 1)), jnp.ones((1, 60)), jnp.full((50, 60), 0.5)
     text = str(
-        jax.make_jaxpr(lambda *z: closed_dual(relu, relu, 0.0, z[0], 0.0, *z[1:]))(
+        jax.make_jaxpr(lambda *z: closed_dual(gelu, gelu, 0.0, z[0], 0.0, *z[1:]))(
             a, b, c
         )
     )
     assert text.count("f64[50,1] = sqrt") >= 1
-    assert closed_dual(relu, relu, 0.0, a, 0.0, b, c).shape == (50, 60)
+    assert closed_dual(gelu, gelu, 0.0, a, 0.0, b, c).shape == (50, 60)

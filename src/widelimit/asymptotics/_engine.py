@@ -113,7 +113,9 @@ class Engine:
     def view(self, ref: int, side: int = 0) -> tuple[View, tuple[Letter, ...]]:
         """A line at fresh letters, one for every index."""
         letters = tuple(self.letters.new(s) for s in self._shape(side, ref))
-        return View(side, ref, tuple(self.letters.identity(a) for a in letters)), letters
+        return View(
+            side, ref, tuple(self.letters.identity(a) for a in letters)
+        ), letters
 
     def mean_array(self, ref: int, side: int = 0) -> Any:
         """E Z of a line, of its index shape; None for a structural zero."""
@@ -121,7 +123,12 @@ class Engine:
         return self._full(materialise(self.mean(view), self.letters, letters), letters)
 
     def pair_array(
-        self, u: int, v: int, sides: tuple[int, int], same: Sequence[int] = (), centred: bool = True
+        self,
+        u: int,
+        v: int,
+        sides: tuple[int, int],
+        same: Sequence[int] = (),
+        centred: bool = True,
     ) -> Any:
         """E Z^u Z^v (or their covariance), of shape same + rest of u + rest of v.
 
@@ -138,7 +145,9 @@ class Engine:
             for i, s in enumerate(self._shape(sides[1], v))
         )
         second = View(sides[1], v, tuple(self.letters.identity(x) for x in b))
-        total = self.covariance(first, second) if centred else self.second(first, second)
+        total = (
+            self.covariance(first, second) if centred else self.second(first, second)
+        )
         out = (
             *(a[i] for i in same),
             *(x for i, x in enumerate(a) if i not in same),
@@ -160,7 +169,11 @@ class Engine:
             return self.cov(u, v) + _times(self.mean(u), self.mean(v))
         for x, y in ((u, v), (v, u)):
             line = self.line(x)
-            if isinstance(line, LinComb) and not self.is_gaussian(x.side, x.ref) and self._lazy(line):
+            if (
+                isinstance(line, LinComb)
+                and not self.is_gaussian(x.side, x.ref)
+                and self._lazy(line)
+            ):
                 return self._expand(x, line, lambda z, y=y: self.second(z, y), y)
         return self._memo("second", u, v, self._second_now)
 
@@ -216,7 +229,11 @@ class Engine:
         """The value of a Tensor line as an array of its shape."""
         value = self.tensor(side, ref)
         shape = self._shape(side, ref)
-        return jnp.zeros(shape, self.dtype) if value is None else jnp.broadcast_to(value, shape)
+        return (
+            jnp.zeros(shape, self.dtype)
+            if value is None
+            else jnp.broadcast_to(value, shape)
+        )
 
     def _tensor_now(self, side: int, ref: int) -> Any:
         line = self.sides[side].program.lines[ref]
@@ -241,7 +258,16 @@ class Engine:
                     for k in ("new_dtype", "dtype", "preferred_element_type")
                     if _is_float(line.op.equation.params.get(k))
                 }
-                if len({jnp.result_type(a) for a in args if _is_float(jnp.result_type(a))}) > 1:
+                if (
+                    len(
+                        {
+                            jnp.result_type(a)
+                            for a in args
+                            if _is_float(jnp.result_type(a))
+                        }
+                    )
+                    > 1
+                ):
                     args = [self._cast(a) for a in args]
                 if "accuracy" in line.op.equation.params:
                     params.setdefault("accuracy", line.op.equation.params["accuracy"])
@@ -256,7 +282,9 @@ class Engine:
         ]
         fn = drop_zeros(scalar.substitute(fn, args))
         if isinstance(fn, Const):
-            return None if fn.value == 0.0 else jnp.full(line.shape, fn.value, self.dtype)
+            return (
+                None if fn.value == 0.0 else jnp.full(line.shape, fn.value, self.dtype)
+            )
         arrays = [
             0.0 if v is None else _at_letters(v, t, len(line.shape))
             for v, t in zip(values, letters, strict=True)
@@ -267,7 +295,9 @@ class Engine:
         value = jnp.asarray(value)
         return value.astype(self.dtype) if _is_float(value.dtype) else value
 
-    def tensor_factor(self, side: int, arg: TensorArg, indices: Sequence[Index]) -> Factor | None:
+    def tensor_factor(
+        self, side: int, arg: TensorArg, indices: Sequence[Index]
+    ) -> Factor | None:
         """A tensor coefficient read at the letters of a query; None for zero."""
         value = self.tensor(side, arg.ref)
         if value is None:
@@ -283,7 +313,11 @@ class Engine:
         if a.name != b.name or (a.per_example and u.side != v.side):
             return ZERO
         if a.cov is not None:
-            return (Product((Factor(a.cov.value.astype(self.dtype), u.indices + v.indices),)),)
+            return (
+                Product(
+                    (Factor(a.cov.value.astype(self.dtype), u.indices + v.indices),)
+                ),
+            )
         product = Product(self._scale(u.side, a.std) + self._scale(v.side, b.std))
         if isinstance(a.std, float | int) and a.std == 0.0:
             return ZERO
@@ -300,9 +334,11 @@ class Engine:
         """`product`, where x and y name the same position."""
         if x == y:
             if x.table.size and x.table.min() < 0:
-                return product.times(Factor(np.asarray(x.table >= 0, float), self.plain(x.letters)))
+                return product.times(
+                    Factor(np.asarray(x.table >= 0, float), self.plain(x.letters))
+                )
             return product
-        if _plain_letter(x) and _plain_letter(y):
+        if _plain_letter(x) and _plain_letter(y) and x.table.size == y.table.size:
             deltas = (*product.deltas, (x.letters[0], y.letters[0]))
             return Product(product.factors, deltas, product.sums)
         mask, letters = equality(x, y)
@@ -330,7 +366,12 @@ class Engine:
         return self._contract(u, a, v, b, weights)
 
     def _contract(
-        self, u: View, a: MatMul | Readout, v: View, b: MatMul | Readout, weights: tuple[Factor, ...]
+        self,
+        u: View,
+        a: MatMul | Readout,
+        v: View,
+        b: MatMul | Readout,
+        weights: tuple[Factor, ...],
     ) -> Sum:
         """sigma^2 sum_k E[Z^x Z^x'], for equal indices of the matrix on both sides."""
         sums_u = [self.letters.new(s) for s in a.sums]
@@ -391,7 +432,9 @@ class Engine:
             if coefficients is None:
                 continue
             if term.x is not None:
-                inner = ask(View(u.side, term.x, tuple(compose(m, full) for m in term.maps)))
+                inner = ask(
+                    View(u.side, term.x, tuple(compose(m, full) for m in term.maps))
+                )
             elif constants:
                 inner = (Product(),)
             else:
@@ -465,10 +508,14 @@ class Engine:
             x = View(u.side, u.ref, letters_u)
             y = View(v.side, v.ref, letters_v)
             out = [i.letters[0] for i in letters_u if i.letters]
-            out += [i.letters[0] for i in letters_v if i.letters and i.letters[0] not in out]
+            out += [
+                i.letters[0] for i in letters_v if i.letters and i.letters[0] not in out
+            ]
             value = materialise(compute(x, y), self.letters, out)
             if value is not None:
-                value = self._exact_diagonal(what, u, v, letters_u, letters_v, out, value)
+                value = self._exact_diagonal(
+                    what, u, v, letters_u, letters_v, out, value
+                )
             self._pairs[key] = (value, tuple(out))
         value, out = self._pairs[key]
         if value is None:
@@ -524,7 +571,9 @@ class Engine:
             else:
                 at_v[j] = self.letters.identity(self.letters.new(shape_v[j]))
                 read.append(index)
-        key = _Canonical(what, u.side, u.ref, v.side, v.ref, tuple(axes_u), tuple(axes_v))
+        key = _Canonical(
+            what, u.side, u.ref, v.side, v.ref, tuple(axes_u), tuple(axes_v)
+        )
         return key, tuple(at_u), tuple(i for i in at_v if i is not None), read
 
     def _exact_diagonal(
@@ -542,7 +591,9 @@ class Engine:
             return value
         if any(not i.letters or not j.letters for i, j in zip(at_u, at_v, strict=True)):
             return value
-        exact = self._memo(what, View(u.side, u.ref, at_u), View(u.side, u.ref, at_u), self._second_now)
+        exact = self._memo(
+            what, View(u.side, u.ref, at_u), View(u.side, u.ref, at_u), self._second_now
+        )
         diagonal = materialise(exact, self.letters, out)
         if diagonal is None:
             return value
@@ -571,7 +622,11 @@ class Engine:
 
     def _lazy(self, line: LinComb) -> bool:
         """A single term that only moves positions stays symbolic."""
-        return len(line.terms) == 1 and not line.terms[0].tensors and not line.terms[0].sums
+        return (
+            len(line.terms) == 1
+            and not line.terms[0].tensors
+            and not line.terms[0].sums
+        )
 
     def _matrix(self, u: View, line: MatMul) -> MatIn:
         matrix = self.sides[u.side].program.lines[line.matrix]
@@ -612,7 +667,9 @@ def drop_zeros(expr: Expr) -> Expr:
 
 def _times(x: Sum, y: Sum) -> Sum:
     return tuple(
-        Product(p.factors + q.factors, p.deltas + q.deltas, p.sums + q.sums) for p in x for q in y
+        Product(p.factors + q.factors, p.deltas + q.deltas, p.sums + q.sums)
+        for p in x
+        for q in y
     )
 
 
@@ -622,7 +679,9 @@ def _scaled(x: Sum, scale: float) -> Sum:
 
 def _disjoint(u: View, v: View) -> bool:
     """Whether at no value of the shared letters both sides are inside."""
-    shared = {a for i in u.indices for a in i.letters} & {a for i in v.indices for a in i.letters}
+    shared = {a for i in u.indices for a in i.letters} & {
+        a for i in v.indices for a in i.letters
+    }
     if not shared or all(inside(i) for x in (u, v) for i in x.indices):
         return False
     order = sorted(shared)
@@ -633,7 +692,9 @@ def _disjoint(u: View, v: View) -> bool:
             other = tuple(n for n, a in enumerate(index.letters) if a not in shared)
             valid = valid.any(axis=other)
             kept = iter(valid.shape)
-            both = both & valid.reshape([next(kept) if a in index.letters else 1 for a in order])
+            both = both & valid.reshape(
+                [next(kept) if a in index.letters else 1 for a in order]
+            )
     return not both.any()
 
 

@@ -51,7 +51,9 @@ class Piece:
 
     def __mul__(self, other: "Piece") -> "Piece":
         return Piece(
-            self.atoms + other.atoms, self.factors + other.factors, self.sums + other.sums
+            self.atoms + other.atoms,
+            self.factors + other.factors,
+            self.sums + other.sums,
         )
 
 
@@ -93,13 +95,17 @@ def _piece(engine: "Engine", piece: Piece, out: tuple[Letter, ...]) -> Sum:
 class _Moments:
     """Means and covariances of the leaves, at the letters of the piece."""
 
-    def __init__(self, engine: "Engine", views: Sequence[View], letters: tuple[Letter, ...]) -> None:
+    def __init__(
+        self, engine: "Engine", views: Sequence[View], letters: tuple[Letter, ...]
+    ) -> None:
         self._engine, self._views, self._letters = engine, views, letters
         self._cov: dict[tuple[int, int], Any] = {}
 
     def mean(self, i: int) -> Any:
         """The mean of leaf i; the Python number 0.0 for a structural zero."""
-        value = materialise(self._engine.mean(self._views[i]), self._engine.letters, self._letters)
+        value = materialise(
+            self._engine.mean(self._views[i]), self._engine.letters, self._letters
+        )
         return 0.0 if value is None else value
 
     def cov(self, i: int, j: int) -> Any:
@@ -118,7 +124,9 @@ def _groups(placed: Sequence[_Placed], moments: _Moments) -> list[list[_Placed]]
     """Atoms joined when they share a leaf or have correlated leaves."""
     groups: list[list[_Placed]] = []
     for item in placed:
-        joined = [g for g in groups if any(_connected(item, other, moments) for other in g)]
+        joined = [
+            g for g in groups if any(_connected(item, other, moments) for other in g)
+        ]
         groups = [g for g in groups if g not in joined]
         groups.append([x for g in joined for x in g] + [item])
     return groups
@@ -129,7 +137,10 @@ def _connected(x: _Placed, y: _Placed, moments: _Moments) -> bool:
 
 
 def _group(
-    engine: "Engine", group: Sequence[_Placed], moments: _Moments, letters: tuple[Letter, ...]
+    engine: "Engine",
+    group: Sequence[_Placed],
+    moments: _Moments,
+    letters: tuple[Letter, ...],
 ) -> Any:
     numbers = sorted({i for _, ns in group for i in ns})
     means = [moments.mean(i) for i in numbers]
@@ -251,9 +262,13 @@ class _Expansion:
                     # A gate: on * yes + (1 - on) * no, with `on` zero or one.
                     on = scalar.call("ne", c, Const(0.0))
                     off = scalar.call("eq", c, Const(0.0))
-                    return pieces(Call("mul", (on, yes))) + pieces(Call("mul", (off, no)))
+                    return pieces(Call("mul", (on, yes))) + pieces(
+                        Call("mul", (off, no))
+                    )
                 case Call("div", (x, y)) if not vectors(y):
-                    inverse = self._coefficient(Call("div", (Const(1.0), y)), side, line, indices)
+                    inverse = self._coefficient(
+                        Call("div", (Const(1.0), y)), side, line, indices
+                    )
                     assert inverse is not None
                     return [Piece((), (inverse,)) * p for p in pieces(x)]
                 case _:
@@ -270,14 +285,14 @@ class _Expansion:
         engine = self._engine
         if isinstance(e, Const):
             return None if e.value == 0.0 else Factor(np.asarray(e.value), ())
-        args = [
-            engine.tensor_factor(side, t, indices) for t in line.tensors
-        ]
+        args = [engine.tensor_factor(side, t, indices) for t in line.tensors]
         letters = tuple(sorted({a for f in args if f is not None for a in f.letters()}))
         values: list[Any] = [0.0] * len(line.xs)
         for f in args:
             values.append(
-                0.0 if f is None else materialise((Product((f,)),), engine.letters, letters)
+                0.0
+                if f is None
+                else materialise((Product((f,)),), engine.letters, letters)
             )
         value = scalar.evaluate(e, values)
         return _as_factor(engine, value, letters)
@@ -307,7 +322,9 @@ class _Composite:
             places[2 * i] = Arg(i)
         for i in range(len(self._params)):
             places[2 * i + 1] = Arg(count + i)
-        return Atom(scalar.substitute(fn, places), tuple(self._leaves), tuple(self._params))
+        return Atom(
+            scalar.substitute(fn, places), tuple(self._leaves), tuple(self._params)
+        )
 
     def function(
         self, fn: Expr, side: int, line: Nonlin | Moment, indices: tuple[Index, ...]
@@ -367,7 +384,9 @@ class _Composite:
                     value = scalar.call("mul", value, self._param(factor))
                 if term.x is not None:
                     maps = tuple(compose(m, full) for m in term.maps)
-                    value = scalar.call("mul", value, self._view(View(view.side, term.x, maps)))
+                    value = scalar.call(
+                        "mul", value, self._view(View(view.side, term.x, maps))
+                    )
                 total = scalar.call("add", total, value)
         return total
 

@@ -57,7 +57,12 @@ class ProgramLimit:
         self._vector(y)
         shape = self._shape(x) + self._shape(y)
         if not self._meets(x, y):
-            return Estimate(np.zeros(shape)[()], 0.0, 0.0, "independent: different dimension classes")
+            return Estimate(
+                np.zeros(shape)[()],
+                0.0,
+                0.0,
+                "independent: different dimension classes",
+            )
         return self._estimate(lambda e: e.pair_array(x, y, (0, 0)), shape)
 
     def expect(self, f: Callable[..., Any] | Expr, *lines: int) -> Estimate:
@@ -78,7 +83,9 @@ class ProgramLimit:
         places = [scalar.Arg(order[r]) for r in lines]
         shape = self._shape(xs[0])
         args = tuple(TensorArg(r, tuple(range(len(self._shape(r))))) for r in scalars)
-        moment = Moment(name="expectation_", fn=scalar.substitute(fn, places), xs=xs, tensors=args)
+        moment = Moment(
+            name="expectation_", fn=scalar.substitute(fn, places), xs=xs, tensors=args
+        )
         extended = TensorProgram((*self._program.lines, moment))
         ref = len(self._program.lines)
         return self._estimate(lambda e: e.tensor(0, ref), shape, extended)
@@ -140,7 +147,9 @@ class ProgramLimit:
         if program is not None:
             return Engine((Side(program, self._inputs),), accuracy)
         if accuracy not in self._engines:
-            self._engines[accuracy] = Engine((Side(self._program, self._inputs),), accuracy)
+            self._engines[accuracy] = Engine(
+                (Side(self._program, self._inputs),), accuracy
+            )
         return self._engines[accuracy]
 
 
@@ -182,7 +191,9 @@ def _dims(program: TensorProgram) -> list[Any]:
 
 
 def _array(value: Any, shape: Sequence[int]) -> np.ndarray:
-    return np.zeros(shape) if value is None else np.broadcast_to(np.asarray(value), shape)
+    return (
+        np.zeros(shape) if value is None else np.broadcast_to(np.asarray(value), shape)
+    )
 
 
 def _route(routes: Mapping[str, bool]) -> str:
@@ -190,7 +201,8 @@ def _route(routes: Mapping[str, bool]) -> str:
 
 
 def _result(value: Any, error: Any, stderr: Any, route: str) -> Estimate:
-    plain = [np.asarray(a)[()] if np.ndim(a) == 0 else np.asarray(a) for a in (value, error, stderr)]
+    plain = [
+        np.asarray(a)[()] if np.ndim(a) == 0 else np.asarray(a)
+        for a in (value, error, stderr)
+    ]
     return Estimate(*plain, route)
-
-

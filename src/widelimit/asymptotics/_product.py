@@ -111,7 +111,9 @@ def _rename(factor: Factor, old: Letter, new: Letter, letters: Letters) -> Facto
         if old not in index.letters:
             return index
         local = AxisMap(tuple(range(len(index.letters))), index.table)
-        return compose(local, [letters.identity(new if a == old else a) for a in index.letters])
+        return compose(
+            local, [letters.identity(new if a == old else a) for a in index.letters]
+        )
 
     return Factor(factor.array, tuple(rename(i) for i in factor.indices))
 
@@ -123,7 +125,8 @@ def _plain(factor: Factor, private: Sequence[Letter], letters: Letters) -> Facto
         shifting = any(len(i.letters) > 1 or not i.is_identity for i in touched)
         if shifting and letters.sizes[letter] <= _SHIFTS:
             factor = _sum_letter(factor, letter, letters)
-    if all(_is_letter(i) for i in factor.indices):
+    sizes = np.shape(factor.array)
+    if all(_is_letter(i, s) for i, s in zip(factor.indices, sizes, strict=True)):
         return factor
     seen: set[Letter] = set()
     for index in factor.indices:
@@ -138,8 +141,8 @@ def _plain(factor: Factor, private: Sequence[Letter], letters: Letters) -> Facto
     return Factor(array, tuple(indices))
 
 
-def _is_letter(index: Index) -> bool:
-    return len(index.letters) == 1 and index.is_identity
+def _is_letter(index: Index, size: int) -> bool:
+    return len(index.letters) == 1 and index.is_identity and index.table.size == size
 
 
 def _sum_letter(factor: Factor, letter: Letter, letters: Letters) -> Factor:
@@ -153,14 +156,21 @@ def _sum_letter(factor: Factor, letter: Letter, letters: Letters) -> Factor:
     return Factor(total, fixed)
 
 
-def _shift_touched(now: Factor, before: Factor, letter: Letter, letters: Letters) -> Factor:
+def _shift_touched(
+    now: Factor, before: Factor, letter: Letter, letters: Letters
+) -> Factor:
     """`now` with the axes that depended on `letter` read; the others are left lazy."""
     touched = [letter in i.letters for i in before.indices]
     counts: dict[Letter, int] = {}
     for index in now.indices:
         for a in index.letters:
             counts[a] = counts.get(a, 0) + 1
-    if any(counts[a] > 1 for i, t in zip(now.indices, touched, strict=True) if t for a in i.letters):
+    if any(
+        counts[a] > 1
+        for i, t in zip(now.indices, touched, strict=True)
+        if t
+        for a in i.letters
+    ):
         return _gather(now, letters)
     array, indices = now.array, []
     for index, t in zip(now.indices, touched, strict=True):
@@ -187,7 +197,9 @@ def _take(array: Any, index: Index, axis: int) -> Any:
     if table.ndim == 1 and np.array_equal(table, np.arange(size)):
         return array
     if size == 0:
-        return jnp.zeros(array.shape[:axis] + table.shape + array.shape[axis + 1 :], array.dtype)
+        return jnp.zeros(
+            array.shape[:axis] + table.shape + array.shape[axis + 1 :], array.dtype
+        )
     if table.ndim == 1 and (shifted := _shift(array, table, axis)) is not None:
         return shifted
     taken = jnp.take(array, np.maximum(table, 0), axis=axis)
@@ -226,7 +238,9 @@ def _gather(factor: Factor, letters: Letters) -> Factor:
     tables, mask = [], np.ones((1,) * len(order), bool)
     for index in factor.indices:
         shape = iter(index.table.shape)
-        table = index.table.reshape([next(shape) if a in index.letters else 1 for a in order])
+        table = index.table.reshape(
+            [next(shape) if a in index.letters else 1 for a in order]
+        )
         mask = mask & (table >= 0)
         tables.append(np.maximum(table, 0))
     taken = jnp.asarray(factor.array)[tuple(tables)]
@@ -235,7 +249,9 @@ def _gather(factor: Factor, letters: Letters) -> Factor:
     return Factor(taken, tuple(letters.identity(a) for a in order))
 
 
-def _einsum(factors: Sequence[Factor], out: tuple[Letter, ...], letters: Letters) -> Any:
+def _einsum(
+    factors: Sequence[Factor], out: tuple[Letter, ...], letters: Letters
+) -> Any:
     names = {}
 
     def name(letter: Letter) -> str:
@@ -258,7 +274,9 @@ def _einsum(factors: Sequence[Factor], out: tuple[Letter, ...], letters: Letters
             value = value * a
         value = jnp.asarray(value)
     else:
-        dtype = jnp.result_type(*(a for a in arrays if not isinstance(a, np.ndarray)), jnp.float32)
+        dtype = jnp.result_type(
+            *(a for a in arrays if not isinstance(a, np.ndarray)), jnp.float32
+        )
         if all(isinstance(a, np.ndarray) for a in arrays):
             dtype = jnp.result_type(float)
         value = jnp.einsum(

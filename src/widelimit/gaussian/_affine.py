@@ -1,4 +1,4 @@
-"""Parameters inside a nonlinearity: f = sum_k scale_k(p) phi_k(slope_k(p) x + shift_k(p)).
+"""Parameters p inside a nonlinearity: a sum of scale(p) phi(slope(p) x + shift(p)).
 
 LayerNorm and its like put limits of moments into a nonlinearity as parameters. They
 change the mean, variance and outer factor of a closed form, not the closed form.

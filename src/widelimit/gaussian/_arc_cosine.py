@@ -27,8 +27,10 @@ def slopes(form: Form) -> tuple[float, float] | None:
     left = right = 0.0
     for atom in form:
         plain = not (atom.alpha or atom.beta or atom.omega or atom.t)
-        linear = len(atom.poly) <= 2 and not atom.poly[0] and not any(
-            complex(c).imag for c in atom.poly
+        linear = (
+            len(atom.poly) <= 2
+            and not atom.poly[0]
+            and not any(complex(c).imag for c in atom.poly)
         )
         if not plain or not linear or atom.gate not in ("none", "step", "sign"):
             return None
@@ -45,7 +47,9 @@ def slopes(form: Form) -> tuple[float, float] | None:
     return left, right
 
 
-def dual(f: tuple[float, float], g: tuple[float, float], a: Array, b: Array, c: Array) -> Array:
+def dual(
+    f: tuple[float, float], g: tuple[float, float], a: Array, b: Array, c: Array
+) -> Array:
     """E f(u) g(v) for centred u, v of variances a, b and covariance c."""
     even = (f[1] - f[0]) * (g[1] - g[0]) / 4
     odd = (f[0] + f[1]) * (g[0] + g[1]) / 4

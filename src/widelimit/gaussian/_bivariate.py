@@ -53,7 +53,7 @@ def orthant(h: Array, k: Array, rho: Array, gap: Array, logz: Any = 0.0) -> Arra
 
 
 def log_ndtr(h: Array) -> Array:
-    """log P(X > -h), also far out in the tail; cheaper than JAX's."""
+    """Log P(X > -h), also far out in the tail; cheaper than JAX's."""
     cut = -12.0 if h.dtype == jnp.float32 else -36.0
     far = jnp.minimum(h, cut)
     u = 1.0 / (far * far)
@@ -100,8 +100,8 @@ def _tilted(
     """With relative accuracy: sums of positive parts only, however small.
 
     In y = atanh(r) the density at correlation r is exp(-(h^2 + k^2) / 4 - ((h - k)^2
-    e^2y + (h + k)^2 e^-2y) / 8): it is integrated where it is not negligible, from r = 0
-    on, or from r = -1 on (`below`), where the probability is 0.
+    e^2y + (h + k)^2 e^-2y) / 8): it is integrated where it is not negligible, from
+    r = 0 on, or from r = -1 on (`below`), where the probability is 0.
     """
     deep = 45.0
     end = jnp.arctanh(jnp.clip(rho, -0.99, 0.99))

@@ -33,7 +33,7 @@ def closed_mean(
 
     Args:
         f: a function of `Arg(0)`; parameters are `Arg(1)`, `Arg(2)`, ...
-        m: the mean; the Python float 0.0 is a structural zero and gets cheaper formulas.
+        m: the mean; the Python float 0.0 is a structural zero, and cheaper.
         a: the variance, at least 0.
         params: arrays that broadcast with `m` and `a`.
     """

@@ -3,8 +3,8 @@
 Derivatives are expectations too (Price's theorem): dE/dc = E f'(u) g'(v), dE/da =
 E f''(u) g(v) / 2, dE/dm = E f'(u) g(v). They are used instead of differentiating the
 formulas, which are singular at |rho| = 1 and at zero variance. Where the derivative is
-truly infinite (E step(u) step(v) at |rho| = 1, a kink at the mean with zero variance) it
-is taken as 0.
+truly infinite (E step(u) step(v) at |rho| = 1, a kink at the mean with zero variance)
+it is taken as 0.
 """
 
 import dataclasses

@@ -9,6 +9,7 @@ that no large parts cancel.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -16,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from ._identify import Pieces
-from ._terms import Mode, Terms
+from ._terms import Mode
 
 Gate = Literal["none", "step", "sign", "erf", "delta", "slope"]
 
@@ -50,9 +51,7 @@ def form_of(f: Pieces) -> Form | None:
     atoms: list[Atom] = []
     for key, parts in modes.items():
         column = [parts.get(i, np.zeros(0)) for i in range(len(f.pieces))]
-        steps = any(
-            _nonzero(_add(a, -b)) for a, b in zip(column, column[1:], strict=False)
-        )
+        steps = any(_nonzero(_add(a, -b)) for a, b in itertools.pairwise(column))
         if (steps and (key.omega or key.p)) or (key.omega and key.p):
             return None
         atoms += _mode_atoms(key, column, f.breaks)

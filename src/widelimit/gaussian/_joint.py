@@ -43,7 +43,7 @@ def mul(*factors: Value) -> Value:
 
 
 def determinant(a: Value, b: Value, c: Value) -> Value:
-    """a b - c^2 >= 0, exactly 0 for a = b = c and for equal inputs.
+    """A b - c^2 >= 0, exactly 0 for a = b = c and for equal inputs.
 
     The difference of squares keeps the digits that a b - c c loses near |rho| = 1.
     """
@@ -68,14 +68,14 @@ def safe_sqrt(x: Value) -> Value:
 
 
 def ratio(x: Value, y: Value) -> Value:
-    """x / y, and 0 where y is 0."""
+    """X / y, and 0 where y is 0."""
     if is_zero(x):
         return 0.0
     return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0)
 
 
 def standard(mean: Value, var: Value, big: float = 1e4) -> Value:
-    """mean / sqrt(var), finite: beyond `big` standard deviations nothing changes."""
+    """The ratio mean / sqrt(var), between -big and big."""
     if is_zero(mean):
         return 0.0
     if is_zero(var):
@@ -233,7 +233,7 @@ class Joint:
 
 
 def correlation(a: Value, b: Value, c: Value) -> tuple[Array, Array]:
-    """rho in [-1, 1] and 1 - rho^2 in [0, 1]; 0 and 0 where a variance is 0."""
+    """The correlation in [-1, 1] and 1 - rho^2; 0 and 0 where a variance is 0."""
     mean = geometric(a, b)
     rho = jnp.clip(ratio(c, mean), -1, 1)
     return rho, (1 + jnp.abs(rho)) * jnp.clip(ratio(mean - jnp.abs(c), mean), 0, 1)

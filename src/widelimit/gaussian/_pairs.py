@@ -35,7 +35,7 @@ def oscillates(f: Atom) -> bool:
 
 
 def _waves(f: Atom, g: Atom, leaves: Leaves) -> Value:
-    """Sines and cosines: exp(-(a + b) / 2) times sinh c or cosh c, for unit frequency."""
+    """Sines and cosines: exp(-(a + b) / 2) sinh c or cosh c, for unit frequency."""
     m1, a, m2, b, c = leaves
     size = 0.5 * (f.omega**2 * a + g.omega**2 * b)
     x = f.omega * g.omega * c

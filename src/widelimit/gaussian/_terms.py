@@ -134,7 +134,7 @@ def reciprocal(f: Terms) -> Terms | None:
 
 
 def quotient(f: Terms, g: Terms) -> Terms | None:
-    """f / g where g is one term a x^k exp(..) and x^k divides f."""
+    """The quotient f / g where g is one term a x^k exp(..) and x^k divides f."""
     if len(g) != 1:
         return None
     ((mode, value),) = g.items()

@@ -69,7 +69,9 @@ class BlockKernel:
         for done, (i, j) in enumerate(needed):
             if progress is not None:
                 progress(done, len(needed))
-            tiles[i, j] = tile(shared, _rows(x1, i, i + rows), _rows(other, j, j + cols))
+            tiles[i, j] = tile(
+                shared, _rows(x1, i, i + rows), _rows(other, j, j + cols)
+            )
             if progress is not None:
                 jax.block_until_ready(tiles[i, j])
         if progress is not None:
@@ -138,7 +140,9 @@ def _bytes(jaxpr: Any) -> int:
             largest = max(largest, _bytes(inner) if hasattr(inner, "eqns") else 0)
         for v in e.outvars:
             shape = getattr(v.aval, "shape", ())
-            largest = max(largest, math.prod(shape) * getattr(v.aval.dtype, "itemsize", 8))
+            largest = max(
+                largest, math.prod(shape) * getattr(v.aval.dtype, "itemsize", 8)
+            )
     return largest
 
 

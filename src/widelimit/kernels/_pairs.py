@@ -39,7 +39,9 @@ class PairKernel:
 
     def same(self, inputs: Mapping[str, Any], dtype: Any) -> Any:
         """Cov(f(x), f(x)), where equal positions are one variable."""
-        return self.of(Engine((Side(self._networks[0].program, inputs),), dtype=dtype), (0, 0))
+        return self.of(
+            Engine((Side(self._networks[0].program, inputs),), dtype=dtype), (0, 0)
+        )
 
     def of(self, engine: Engine, sides: tuple[int, int]) -> Any:
         """The covariance between two sides of an engine."""
@@ -52,7 +54,9 @@ class PairKernel:
             for (p, weight), (q, _) in zip(first.refs, second.refs, strict=True):
                 k = engine.pair_array(p, q, sides, self._same)
                 if k is not None:
-                    total = total + weight * jnp.mean(k, axis=tuple(range(len(self._same)))).astype(engine.dtype)
+                    total = total + weight * jnp.mean(
+                        k, axis=tuple(range(len(self._same)))
+                    ).astype(engine.dtype)
         if self._coupled:
             return jnp.moveaxis(total, len(u), 1)
         # The batch axis of either input has one entry.

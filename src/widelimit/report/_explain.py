@@ -61,14 +61,22 @@ class Explanation:
         lines = [self.theorem, "", "Orders in n:"]
         lines += [f"  {name}: n^{p}" for name, p in self.orders.items()]
         lines += ["", "Growth of the nonlinearities (theorem 4 needs controlled):"]
-        lines += [f"  {name} = {text}: {g}" for name, (g, text) in self.growth.items()] or ["  none"]
+        lines += [
+            f"  {name} = {text}: {g}" for name, (g, text) in self.growth.items()
+        ] or ["  none"]
         lines += ["", "Rank of the Gram matrices (almost sure rank convergence):"]
         for r in self.ranks:
-            state = "full" if r.full else "singular: linear dependence, assumed to be exact at finite width"
+            state = (
+                "full"
+                if r.full
+                else "singular: linear dependence, assumed to be exact at finite width"
+            )
             lines.append(f"  {r.matrix}: rank {r.rank} of {r.vectors}, {state}")
         lines += [] if self.ranks else ["  no matrix"]
         lines += ["", "Expectations:"]
-        lines += [f"  {r} ({'exact' if e else 'numerical'})" for r, e in self.routes.items()]
+        lines += [
+            f"  {r} ({'exact' if e else 'numerical'})" for r, e in self.routes.items()
+        ]
         lines += [] if self.routes else ["  none"]
         if self.dropped:
             lines += ["", "Dropped terms of lower order:"]
@@ -94,7 +102,9 @@ def _growth(network: Network) -> dict[str, tuple[str, str]]:
     lines = network.program.lines
     for line in lines:
         if isinstance(line, Nonlin | Moment):
-            names = [lines[x].name for x in line.xs] + [lines[t.ref].name for t in line.tensors]
+            names = [lines[x].name for x in line.xs] + [
+                lines[t.ref].name for t in line.tensors
+            ]
             worst = max(
                 (growth(line.fn, i) for i in range(len(line.xs))),
                 key=["bounded", "polynomial", "controlled", "beyond"].index,
@@ -116,7 +126,11 @@ def _ranks(engine: Engine, network: Network) -> list[Rank]:
             continue
         scale = np.sqrt(np.maximum(np.diag(gram), np.finfo(float).tiny))
         eigenvalues = np.linalg.eigvalsh(gram / scale / scale[:, None])
-        tolerance = len(gram) * max(np.finfo(engine.dtype).eps, 1e-10) * max(eigenvalues[-1], 0.0)
+        tolerance = (
+            len(gram)
+            * max(np.finfo(engine.dtype).eps, 1e-10)
+            * max(eigenvalues[-1], 0.0)
+        )
         found.append(Rank(matrix.name, len(gram), int((eigenvalues > tolerance).sum())))
     return found
 
@@ -131,6 +145,8 @@ def _gram(engine: Engine, vectors: list[tuple[int, int]]) -> Any:
         row = []
         for (t, y), n in zip(vectors, sizes, strict=True):
             k = engine.pair_array(x, y, (s, t), centred=False)
-            row.append(np.zeros((m, n)) if k is None else np.asarray(k, float).reshape(m, n))
+            row.append(
+                np.zeros((m, n)) if k is None else np.asarray(k, float).reshape(m, n)
+            )
         rows.append(np.concatenate(row, axis=1))
     return np.concatenate(rows, axis=0)

@@ -6,7 +6,16 @@ from typing import Any
 
 from .. import scalar
 from ..asymptotics import Engine, Step
-from ..program import LinComb, MatIn, MatMul, Moment, Nonlin, Readout, TensorProgram, VecIn
+from ..program import (
+    LinComb,
+    MatIn,
+    MatMul,
+    Moment,
+    Nonlin,
+    Readout,
+    TensorProgram,
+    VecIn,
+)
 from ..trace import Network
 
 
@@ -54,7 +63,10 @@ def _equation(step: Step, program: TensorProgram) -> tuple[str, str]:
     a = program.lines[step.u.ref]
     b = a if step.v is None else program.lines[step.v.ref]
     second = "E" if step.rule in ("nonlin",) else "K"
-    if step.rule == "linear" and "H" in (_kind(program, step.u.ref), _kind(program, step.v.ref if step.v else step.u.ref)):
+    if step.rule == "linear" and "H" in (
+        _kind(program, step.u.ref),
+        _kind(program, step.v.ref if step.v else step.u.ref),
+    ):
         second = "E"
     left = f"{second}[{a.name}, {b.name}']"
     match step.rule:
@@ -65,7 +77,10 @@ def _equation(step: Step, program: TensorProgram) -> tuple[str, str]:
             total = " sum_k " if a.sums else " "
             return left, f"{_variance(w)}{total}{xs}".strip()
         case "nonlin":
-            return left, f"E[{_function(a, program, '')} {_function(b, program, chr(39))}]"
+            return (
+                left,
+                f"E[{_function(a, program, '')} {_function(b, program, chr(39))}]",
+            )
         case "mean" | "moment":
             return f"E[{a.name}]", f"E[{_function(a, program, '')}]"
         case _:
@@ -117,6 +132,8 @@ def _latex(text: str) -> str:
     text = re.sub(r"std\((\w+)\)\*\*2", r"\\sigma_{\1}^2", text)
     text = text.replace("sum_k", r"\sum_k ").replace("**", "^")
     text = re.sub(r"\b(tanh|sin|cos|exp|log|max|min)\b", r"\\\1", text)
-    text = re.sub(r"\b(erf|erfc|logistic|sign|select|sqrt|expm1|log1p)\b", r"\\mathrm{\1}", text)
+    text = re.sub(
+        r"\b(erf|erfc|logistic|sign|select|sqrt|expm1|log1p)\b", r"\\mathrm{\1}", text
+    )
     text = text.replace(" * ", r" \, ")
     return re.sub(r"\bE\[", r"\\mathbb{E}[", text)

@@ -134,7 +134,11 @@ def call(op: str, *args: Expr) -> Expr:
             return x
         case ("sub", (x, Const(0.0))):
             return x
-        case ("mul", (x, Const(1.0))) | ("mul", (Const(1.0), x)) | ("div", (x, Const(1.0))):
+        case (
+            ("mul", (x, Const(1.0)))
+            | ("mul", (Const(1.0), x))
+            | ("div", (x, Const(1.0)))
+        ):
             return x
         case ("pow", (x, Const(1.0))):
             return x
@@ -174,7 +178,9 @@ def evaluate(expr: Expr, args: Sequence[Any]) -> Any:
     result = value(expr)
     if isinstance(expr, Const) and args:
         return jnp.full(
-            jnp.broadcast_shapes(*(jnp.shape(a) for a in args)), result, jnp.result_type(float, *args)
+            jnp.broadcast_shapes(*(jnp.shape(a) for a in args)),
+            result,
+            jnp.result_type(float, *args),
         )
     return result
 

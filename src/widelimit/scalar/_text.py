@@ -74,7 +74,9 @@ def from_ast(node: ast.expr, names: Mapping[str, int]) -> Expr:
             return Arg(names[name])
         case ast.Name(id=name):
             raise ParseError(f"`{name}` is not defined before this line.")
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as v)):
+        case ast.UnaryOp(
+            op=ast.USub(), operand=ast.Constant(value=int() | float() as v)
+        ):
             return Const(-float(v))
         case ast.UnaryOp(op=ast.USub(), operand=x):
             return Call("neg", (from_ast(x, names),))
@@ -85,7 +87,9 @@ def from_ast(node: ast.expr, names: Mapping[str, int]) -> Expr:
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
             op = _OPERATION.get(name, name)
             if op not in OPS:
-                raise ParseError(f"`{name}` is not an operation; known: {', '.join(OPS)}.")
+                raise ParseError(
+                    f"`{name}` is not an operation; known: {', '.join(OPS)}."
+                )
             if len(args) != OPS[op][0]:
                 raise ParseError(
                     f"`{name}` takes {OPS[op][0]} arguments, got {len(args)}."

@@ -33,14 +33,15 @@ def _cast(params: dict[str, Any], args: tuple[Expr, ...]) -> Expr:
     kind = np.dtype(params["new_dtype"]).kind
     if kind in "iu":
         # Truncation toward zero, as a cast of a float to an integer does.
-        return call("select", call("lt", x, Const(0.0)), call("floor", x), call("ceil", x))
+        return call(
+            "select", call("lt", x, Const(0.0)), call("floor", x), call("ceil", x)
+        )
     return call("ne", x, Const(0.0)) if kind == "b" else x
 
 
 def _clamp(params: dict[str, Any], args: tuple[Expr, ...]) -> Expr:
     low, x, high = args
     return call("min", call("max", x, low), high)
-
 
 
 _SPECIAL: dict[str, Rule] = {

@@ -45,16 +45,23 @@ class _Aligner:
                 f"have {counts} equations. A loop or a condition in Python reads the width; "
                 f"the first difference is {_difference(graphs)}."
             )
-        inputs = tuple(self._var(vs, "") for vs in zip(*(g.inputs for g in graphs), strict=True))
+        inputs = tuple(
+            self._var(vs, "") for vs in zip(*(g.inputs for g in graphs), strict=True)
+        )
         constants = tuple(
-            (self._var([v for v, _ in pairs], ""), self._array([c for _, c in pairs], ""))
+            (
+                self._var([v for v, _ in pairs], ""),
+                self._array([c for _, c in pairs], ""),
+            )
             for pairs in zip(*(g.constants for g in graphs), strict=True)
         )
         equations = tuple(
-            self._equation(es) for es in zip(*(g.equations for g in graphs), strict=True)
+            self._equation(es)
+            for es in zip(*(g.equations for g in graphs), strict=True)
         )
         outputs = tuple(
-            self._atom(atoms, "") for atoms in zip(*(g.outputs for g in graphs), strict=True)
+            self._atom(atoms, "")
+            for atoms in zip(*(g.outputs for g in graphs), strict=True)
         )
         return Graph(inputs, constants, equations, outputs)
 
@@ -68,20 +75,25 @@ class _Aligner:
                 f"widths{where}."
             )
         inputs = tuple(
-            self._atom(a, where) for a in zip(*(e.inputs for e in equations), strict=True)
+            self._atom(a, where)
+            for a in zip(*(e.inputs for e in equations), strict=True)
         )
         outputs = tuple(
-            self._var(v, where) for v in zip(*(e.outputs for e in equations), strict=True)
+            self._var(v, where)
+            for v in zip(*(e.outputs for e in equations), strict=True)
         )
         params = {
-            k: self._param([e.params[k] for e in equations], where) for k in first.params
+            k: self._param([e.params[k] for e in equations], where)
+            for k in first.params
         }
         return dataclasses.replace(first, inputs=inputs, outputs=outputs, params=params)
 
     def _var(self, variables: Sequence[Var], where: str) -> Var:
         first = variables[0]
         if first not in self._vars:
-            self._vars[first] = Var(self._shape([v.shape for v in variables], where), first.dtype)
+            self._vars[first] = Var(
+                self._shape([v.shape for v in variables], where), first.dtype
+            )
         return self._vars[first]
 
     def _atom(self, atoms: Sequence[Atom], where: str) -> Atom:
@@ -93,11 +105,15 @@ class _Aligner:
 
     def _scalar(self, values: Sequence[Any], where: str) -> Any:
         arrays = [np.asarray(v) for v in values]
-        if all(np.array_equal(a, arrays[0], equal_nan=a.dtype.kind == "f") for a in arrays):
+        if all(
+            np.array_equal(a, arrays[0], equal_nan=a.dtype.kind == "f") for a in arrays
+        ):
             return values[0]
         return self._solver.scalar([float(a) for a in arrays], where)
 
-    def _shape(self, shapes: Sequence[tuple[int, ...]], where: str) -> tuple[Extent, ...]:
+    def _shape(
+        self, shapes: Sequence[tuple[int, ...]], where: str
+    ) -> tuple[Extent, ...]:
         if len({len(s) for s in shapes}) > 1:
             raise UnsupportedError(
                 f"The number of axes depends on the width: shapes {list(shapes)}{where}."
@@ -113,10 +129,14 @@ class _Aligner:
         if isinstance(first, int | np.integer):
             return self._solver.extent([int(v) for v in values], where)
         if isinstance(first, tuple) and hasattr(first, "_fields"):
-            return type(first)(*(self._param(v, where) for v in zip(*values, strict=True)))
+            return type(first)(
+                *(self._param(v, where) for v in zip(*values, strict=True))
+            )
         if isinstance(first, tuple | list):
             if len({len(v) for v in values}) > 1:
-                raise UnsupportedError(f"A parameter's length depends on the width{where}.")
+                raise UnsupportedError(
+                    f"A parameter's length depends on the width{where}."
+                )
             return tuple(self._param(v, where) for v in zip(*values, strict=True))
         if isinstance(first, np.ndarray):
             return self._array(values, where)
@@ -131,7 +151,9 @@ class _Aligner:
         arrays = [np.asarray(v) for v in values]
         if any(isinstance(s, Size) for s in shape):
             arrays = [self._collapse(a, shape, where) for a in arrays]
-        if not all(np.array_equal(a, arrays[0], equal_nan=a.dtype.kind == "f") for a in arrays):
+        if not all(
+            np.array_equal(a, arrays[0], equal_nan=a.dtype.kind == "f") for a in arrays
+        ):
             raise UnsupportedError(
                 f"An array of shape {_show(shape)} made by the function has entries that "
                 f"change with the width{where}: only scalars may. Multiply by a scalar "
@@ -143,7 +165,9 @@ class _Aligner:
         value = self._scalar(values, where)
         return np.asarray(value, dtype=object) if isinstance(value, Scaled) else value
 
-    def _collapse(self, array: np.ndarray, shape: tuple[Extent, ...], where: str) -> np.ndarray:
+    def _collapse(
+        self, array: np.ndarray, shape: tuple[Extent, ...], where: str
+    ) -> np.ndarray:
         for axis, extent in enumerate(shape):
             if isinstance(extent, Size):
                 head = np.take(array, [0], axis=axis)

@@ -98,7 +98,11 @@ def compile_network(
 
 
 def _compiled(
-    graph: Graph, ratios: dict[str, float], params: Any, x: Any, per_example: tuple[bool, ...]
+    graph: Graph,
+    ratios: dict[str, float],
+    params: Any,
+    x: Any,
+    per_example: tuple[bool, ...],
 ) -> Network:
     unifier, layouts = Unifier(), {}
     for _ in range(_MAX_LAYOUT_RUNS):
@@ -124,7 +128,9 @@ def traced_graph(
     return graph, ratios
 
 
-def _one_trace(f: Callable[..., Any], params: Any, x: Any, widths: Mapping[str, int]) -> Graph:
+def _one_trace(
+    f: Callable[..., Any], params: Any, x: Any, widths: Mapping[str, int]
+) -> Graph:
     def struct(p: Any) -> Any:
         if isinstance(p, Normal | Constant):
             return jax.ShapeDtypeStruct(trial_shape(p.shape, widths), np.float64)
@@ -214,7 +220,9 @@ def _interpret(graph: Graph, params: Any, x: Any, tracer: Tracer) -> list[Any]:
 
 def path_name(path: Any) -> str:
     """A pytree path as a name: layers[0]["W"] is layers_0_W."""
-    parts = [str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path]
+    parts = [
+        str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path
+    ]
     name = re.sub(r"\W", "_", "_".join(parts)) or "params"
     return f"p{name}" if name[0].isdigit() else name
 
@@ -223,7 +231,9 @@ def _input(tracer: Tracer, key: str, shape: tuple[int, ...], dtype: Any) -> Valu
     tracer.emit.input_dtypes[key] = np.dtype(dtype)
     name = re.sub(r"\W", "_", key)
     ref = tracer.emit.emit(Map(name=name, op=Input(key), args=(), shape=tuple(shape)))
-    return Value(tuple(shape), "fixed", (Data(ref, tuple(shape)),), dtype=np.dtype(dtype))
+    return Value(
+        tuple(shape), "fixed", (Data(ref, tuple(shape)),), dtype=np.dtype(dtype)
+    )
 
 
 def _parameter(tracer: Tracer, name: str, p: Any) -> Any:
@@ -235,10 +245,16 @@ def _parameter(tracer: Tracer, name: str, p: Any) -> Any:
         case _:
             array = p if hasattr(p, "dtype") else np.asarray(p)
             floating = jnp.issubdtype(array.dtype, jnp.floating)
-            if not floating and is_concrete(array) and not jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            if (
+                not floating
+                and is_concrete(array)
+                and not jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+            ):
                 value = np.asarray(array)
                 return Value(value.shape, "fixed", (Known(value),), dtype=value.dtype)
-            return _input(tracer, f"param:{name}", np.shape(array), _double(array.dtype))
+            return _input(
+                tracer, f"param:{name}", np.shape(array), _double(array.dtype)
+            )
 
 
 def _sizes(shape: Any) -> Shape:
@@ -255,7 +271,9 @@ def _std(tracer: Tracer, name: str, std: Any) -> float | TensorArg:
     return TensorArg(ref, ())
 
 
-def _fan_in(tracer: Tracer, shape: Shape, axes: tuple[int, ...]) -> tuple[float, Fraction]:
+def _fan_in(
+    tracer: Tracer, shape: Shape, axes: tuple[int, ...]
+) -> tuple[float, Fraction]:
     """The scale that a fan-in stands for, and its order."""
     scale, power = 1.0, Fraction(0)
     for axis in axes:
@@ -284,12 +302,16 @@ def _normal(tracer: Tracer, name: str, p: Normal) -> Value | MatrixValue:
             size = shape[i]
             assert isinstance(size, Size)
             layouts[i] = tracer.layout((name, i), size)
-        term = MatrixTerm(name, tuple((i, None) for i in range(len(shape))), scale=scale)
+        term = MatrixTerm(
+            name, tuple((i, None) for i in range(len(shape))), scale=scale
+        )
         return MatrixValue(shape, (term,), layouts, power)
     if not wide:
         out = tuple(int(s) for s in shape if isinstance(s, int))
         ref = tracer.emit.emit(VecIn(name=name, shape=out, dim=None, std=std))
-        return _scaled(Value(shape, "output", (Linear.of(ref, out),), power=power), scale)
+        return _scaled(
+            Value(shape, "output", (Linear.of(ref, out),), power=power), scale
+        )
     (axis,) = wide
     size = shape[axis]
     assert isinstance(size, Size)
@@ -313,7 +335,9 @@ def _scaled(value: Value, scale: float) -> Value:
     if scale == 1.0 or value.leaves is None:
         return value
     leaves = tuple(
-        Linear(tuple(dataclasses.replace(t, scale=scale) for t in leaf.terms), leaf.shape)
+        Linear(
+            tuple(dataclasses.replace(t, scale=scale) for t in leaf.terms), leaf.shape
+        )
         for leaf in value.leaves
         if isinstance(leaf, Linear)
     )
@@ -389,7 +413,10 @@ def _traced(tracer: Tracer, v: Value) -> Traced:
         source = tracer.emit.lines[refs[0][0]].source
         return Traced(tuple(refs), shape, v.axis, v.power, "fixed", source)
     refs = []
-    sizes = [1.0 if b is None else b.count * tracer.dim(b).ratio(tracer.ratios) for b in v.blocks()]
+    sizes = [
+        1.0 if b is None else b.count * tracer.dim(b).ratio(tracer.ratios)
+        for b in v.blocks()
+    ]
     for block, leaf, size in zip(v.blocks(), v.leaves, sizes, strict=True):
         dim = None if block is None else tracer.dim(block)
         ref = tracer.emit.ref(leaf, v.leaf_shape(block), "", dim)

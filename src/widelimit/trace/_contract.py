@@ -148,7 +148,11 @@ def _one_product(
         sizes.append(col[1].count)
     copies = len(out) + len(sums)
     x_maps = [
-        (AxisMap.identity(copies, col[1].count) if col[1].count > 1 else AxisMap((), np.asarray(0)))
+        (
+            AxisMap.identity(copies, col[1].count)
+            if col[1].count > 1
+            else AxisMap((), np.asarray(0))
+        )
         if a is None
         else a
         for a in maps_x
@@ -161,12 +165,12 @@ def _one_product(
             letters.append(copies)
             continue
         index = _source_index(term, p, maps_m)
-        if len(index.letters) == 1 and index.is_identity:
+        size = source.shape[p]
+        assert isinstance(size, int)
+        if len(index.letters) == 1 and index.is_identity and index.table.size == size:
             letters.append(index.letters[0])
             continue
         # A chosen matrix of a family: sum over the family, zero elsewhere.
-        size = source.shape[p]
-        assert isinstance(size, int)
         letter = len(out) + len(sizes)
         sizes.append(size)
         letters.append(letter)
@@ -179,7 +183,9 @@ def _one_product(
     )  # fmt: skip
     # An entry of the parameter has variance std^2, one of the line std^2 / cols.
     scale = term.scale * dim.ratio(tr.ratios) ** 0.5
-    return Linear((dataclasses.replace(Linear.of(ref, out).terms[0], scale=scale),), out)
+    return Linear(
+        (dataclasses.replace(Linear.of(ref, out).terms[0], scale=scale),), out
+    )
 
 
 def _source_index(term: MatrixTerm, p: int, maps_m: dict[int, AxisMap]) -> AxisMap:
@@ -252,7 +258,11 @@ def _matrix_line(
 
 
 def spread_to(
-    tr: Tracer, leaf: Leaf, shape: tuple[int, ...], maps: Sequence[AxisMap], out: tuple[int, ...]
+    tr: Tracer,
+    leaf: Leaf,
+    shape: tuple[int, ...],
+    maps: Sequence[AxisMap],
+    out: tuple[int, ...],
 ) -> Leaf:
     """A leaf read at maps over the letters of `out`."""
     if isinstance(leaf, Known):
@@ -269,19 +279,48 @@ def spread_to(
 
 def _read(array: Any, maps: Sequence[AxisMap], ndim: int) -> Any:
     """An array read at maps, left at size one along letters that it does not follow."""
+    letters = [a for m in maps for a in m.letters]
+    if len(set(letters)) < len(letters):
+        return _read_jointly(array, maps, ndim)
+    xp: Any = np if isinstance(array, np.ndarray) else jnp
+    done: list[int] = []
+    for m in maps:
+        axis, size = len(done), array.shape[len(done)]
+        whole = m.table.ndim == 1 and np.array_equal(m.table, np.arange(size))
+        if not whole:
+            array = xp.take(array, np.maximum(m.table, 0), axis=axis)
+        if m.table.size and m.table.min() < 0:
+            mask = (m.table >= 0).reshape(
+                m.table.shape + (1,) * (array.ndim - axis - m.table.ndim)
+            )
+            array = xp.where(mask, array, xp.zeros((), array.dtype))
+        done += m.letters
+    array = xp.transpose(array, np.argsort(done))
+    shape = iter(array.shape)
+    return xp.reshape(array, [next(shape) if a in done else 1 for a in range(ndim)])
+
+
+def _read_jointly(array: Any, maps: Sequence[AxisMap], ndim: int) -> Any:
     tables, inside = [], np.ones((1,) * ndim, bool)
     for m in maps:
         shape = iter(m.table.shape)
-        table = m.table.reshape([next(shape) if a in m.letters else 1 for a in range(ndim)])
+        table = m.table.reshape(
+            [next(shape) if a in m.letters else 1 for a in range(ndim)]
+        )
         inside = inside & (table >= 0)
         tables.append(np.maximum(table, 0))
-    xp = np if isinstance(array, np.ndarray) else jnp
+    xp: Any = np if isinstance(array, np.ndarray) else jnp
     taken = array[tuple(tables)] if tables else xp.reshape(array, (1,) * ndim)
     return taken if inside.all() else xp.where(inside, taken, xp.zeros((), taken.dtype))
 
 
 def data_times(
-    tr: Tracer, data: Value, x: Value, letters: Letters, out_shape: tuple[Any, ...], out_axis: int | None
+    tr: Tracer,
+    data: Value,
+    x: Value,
+    letters: Letters,
+    out_shape: tuple[Any, ...],
+    out_axis: int | None,
 ) -> Value:
     """A fixed tensor contracted with a vector along index axes: a combination.
 
@@ -298,7 +337,9 @@ def data_times(
         out = leaf_shape(out_shape, out_axis, block)
         shape = x.leaf_shape(block)
         maps = [
-            AxisMap.identity(out_axis, out[out_axis]) if i == x.axis and out_axis is not None else m
+            AxisMap.identity(out_axis, out[out_axis])
+            if i == x.axis and out_axis is not None
+            else m
             for i, m in enumerate(letters.rhs)
         ]
         linear = tr.emit.linear(leaf, shape, tr.where)
@@ -308,7 +349,9 @@ def data_times(
         read = view(tr, linear, maps, out, letters.sums)
         c = _coefficient(tr, data, letters.lhs, (*out, *letters.sums))
         if isinstance(c, TensorArg):
-            terms = tuple(dataclasses.replace(t, tensors=(*t.tensors, c)) for t in read.terms)
+            terms = tuple(
+                dataclasses.replace(t, tensors=(*t.tensors, c)) for t in read.terms
+            )
         else:
             terms = tuple(dataclasses.replace(t, scale=t.scale * c) for t in read.terms)
         leaves.append(Linear(tuple(t for t in terms if t.scale != 0.0), out))
@@ -320,17 +363,25 @@ def _coefficient(
 ) -> float | TensorArg:
     """A fixed tensor as a coefficient, read at maps over letters of these sizes."""
     plain = all(
-        (len(m.letters) == 1 and m.is_identity and m.table.size == sizes[m.letters[0]])
-        or m.table.size == 1
-        for m in maps
+        (
+            len(m.letters) == 1
+            and m.is_identity
+            and m.table.size == sizes[m.letters[0]] == s
+        )
+        or s == 1
+        for m, s in zip(maps, data.leaf_shape(None), strict=True)
     )
-    if not plain or len({m.letters for m in maps if m.letters}) < sum(1 for m in maps if m.letters):
+    if not plain or len({m.letters for m in maps if m.letters}) < sum(
+        1 for m in maps if m.letters
+    ):
         read = spread_to(tr, data.leaf, data.leaf_shape(None), maps, sizes)
         return tr.emit.coefficient(read, len(sizes), tr.where)
     c = tr.emit.coefficient(data.leaf, len(maps), tr.where)
     if isinstance(c, float):
         return c
-    letters = tuple(-1 if a < 0 or not maps[a].letters else maps[a].letters[0] for a in c.letters)
+    letters = tuple(
+        -1 if a < 0 or not maps[a].letters else maps[a].letters[0] for a in c.letters
+    )
     return TensorArg(c.ref, letters)
 
 
@@ -345,7 +396,9 @@ def inner_product(
     tr.unify(x.layout, y.layout)
     if tr.dry:
         # Whether it is random is known only when lines are: the layout does not depend.
-        return Value(out_shape, "fixed", (Known(np.ones(letters.out)),), power=Fraction(0))
+        return Value(
+            out_shape, "fixed", (Known(np.ones(letters.out)),), power=Fraction(0)
+        )
     assert x.leaves is not None and y.leaves is not None
     readouts: list[Linear] = []
     moments: list[Ref] = []
@@ -365,8 +418,12 @@ def inner_product(
         leaf = combined(readouts, letters.out)
         return Value(out_shape, "output", (leaf,), power=power + HALF)
     if not moments:
-        return Value(out_shape, "fixed", (Known(np.zeros(letters.out)),), power=power + 1)
-    return Value(out_shape, "fixed", (_total(tr, moments, letters.out),), power=power + 1)
+        return Value(
+            out_shape, "fixed", (Known(np.zeros(letters.out)),), power=power + 1
+        )
+    return Value(
+        out_shape, "fixed", (_total(tr, moments, letters.out),), power=power + 1
+    )
 
 
 def _total(tr: Tracer, refs: Sequence[Ref], shape: tuple[int, ...]) -> Leaf:
@@ -388,7 +445,10 @@ def _readout(
     tr: Tracer, block: Block, x: Value, a: Leaf, y: Value, b: Leaf, letters: Letters
 ) -> Linear | None:
     """The contraction as a readout, where one side is a fresh parameter."""
-    candidates = ((y, b, letters.rhs, x, a, letters.lhs), (x, a, letters.lhs, y, b, letters.rhs))
+    candidates = (
+        (y, b, letters.rhs, x, a, letters.lhs),
+        (x, a, letters.lhs, y, b, letters.rhs),
+    )
     for value, leaf, maps, other_value, other, other_maps in candidates:
         if not isinstance(leaf, Linear) or len(leaf.terms) != 1:
             continue
@@ -434,7 +494,11 @@ def _plain_letters(
             letters.append(-1)
             continue
         every = (*out, *sizes)
-        if len(m.letters) == 1 and m.is_identity and m.table.size == size == every[m.letters[0]]:
+        if (
+            len(m.letters) == 1
+            and m.is_identity
+            and m.table.size == size == every[m.letters[0]]
+        ):
             letters.append(m.letters[0])
             continue
         letter = len(out) + len(sizes)
@@ -473,8 +537,12 @@ def _moment(
 ) -> Ref:
     extra = (block.count,) if block.count > 1 else ()
     full = (*letters.out, *letters.sums, *extra)
-    first = spread_to(tr, a, x.leaf_shape(block), _with_copies(letters, block, x, letters.lhs), full)
-    second = spread_to(tr, b, y.leaf_shape(block), _with_copies(letters, block, y, letters.rhs), full)
+    first = spread_to(
+        tr, a, x.leaf_shape(block), _with_copies(letters, block, x, letters.lhs), full
+    )
+    second = spread_to(
+        tr, b, y.leaf_shape(block), _with_copies(letters, block, y, letters.rhs), full
+    )
     product = pending(tr, "mul", {}, [first, second], full)
     ratio = tr.dim(block).ratio(tr.ratios)
     axes = tuple(range(len(letters.out), len(full)))
@@ -489,7 +557,13 @@ def mean_over_width(tr: Tracer, leaf: Leaf, shape: tuple[int, ...]) -> Ref:
     match leaf:
         case Pending():
             return tr.emit.emit(
-                Moment(name="", fn=leaf.fn, xs=leaf.xs, tensors=leaf.tensors, source=tr.where)
+                Moment(
+                    name="",
+                    fn=leaf.fn,
+                    xs=leaf.xs,
+                    tensors=leaf.tensors,
+                    source=tr.where,
+                )
             )
         case Linear():
             line = pending(tr, "add", {}, [leaf, Known(np.zeros(()))], shape)
@@ -500,7 +574,12 @@ def mean_over_width(tr: Tracer, leaf: Leaf, shape: tuple[int, ...]) -> Ref:
 
 
 def products(
-    tr: Tracer, x: Value, y: Value, letters: Letters, out_shape: tuple[Any, ...], out_axis: int
+    tr: Tracer,
+    x: Value,
+    y: Value,
+    letters: Letters,
+    out_shape: tuple[Any, ...],
+    out_axis: int,
 ) -> Value:
     """Two vectors multiplied along the width, then summed over letters."""
     assert x.layout is not None and y.layout is not None
@@ -516,10 +595,18 @@ def products(
         full = (*out, *letters.sums)
         wide = AxisMap.identity(out_axis, out[out_axis])
         first = spread_to(
-            tr, a, x.leaf_shape(block), [wide if i == x.axis else m for i, m in enumerate(letters.lhs)], full
+            tr,
+            a,
+            x.leaf_shape(block),
+            [wide if i == x.axis else m for i, m in enumerate(letters.lhs)],
+            full,
         )
         second = spread_to(
-            tr, b, y.leaf_shape(block), [wide if i == y.axis else m for i, m in enumerate(letters.rhs)], full
+            tr,
+            b,
+            y.leaf_shape(block),
+            [wide if i == y.axis else m for i, m in enumerate(letters.rhs)],
+            full,
         )
         leaves.append(_product_sum(tr, first, second, out, letters.sums))
     return Value(out_shape, kind, tuple(leaves), out_axis, x.layout, power)

@@ -24,7 +24,11 @@ def scan(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     body, length = p["jaxpr"], p["length"]
     if not isinstance(length, int):
         raise tr.refuse("A loop whose length is a width")
-    fixed, carry, xs = ins[:consts], list(ins[consts : consts + carried]), ins[consts + carried :]
+    fixed, carry, xs = (
+        ins[:consts],
+        list(ins[consts : consts + carried]),
+        ins[consts + carried :],
+    )
     steps = range(length - 1, -1, -1) if p["reverse"] else range(length)
     before = len(tr.taps)
     stacked: list[list[Any]] = []
@@ -61,7 +65,9 @@ def _at(tr: Tracer, x: Any, t: int) -> Any:
     return RULES["squeeze"].apply(tr, rest, [part])[0]
 
 
-def _equation(name: str, primitive: Any, params: Any, shape: Any, dtype: Any) -> Equation:
+def _equation(
+    name: str, primitive: Any, params: Any, shape: Any, dtype: Any
+) -> Equation:
     return Equation(name, params, (), (Var(shape, dtype),), "", primitive)
 
 
@@ -85,14 +91,18 @@ def _stack_taps(tr: Tracer, before: int, length: int, reverse: bool) -> None:
     for name in names:
         rows = [v for n, v in new if n == name]
         if len(rows) != length:
-            raise tr.refuse(f"The tap `{name}` is reached {len(rows)} times in {length} steps")
+            raise tr.refuse(
+                f"The tap `{name}` is reached {len(rows)} times in {length} steps"
+            )
         if reverse:
             rows.reverse()
         shape = (length, *rows[0].shape)
         value = _stack(tr, rows, Var(shape, rows[0].dtype))
         order = (1, 0, *range(2, len(shape))) if len(shape) > 1 else (0,)
         turned = tuple(shape[i] for i in order)
-        e = _equation("transpose", lax.transpose_p, {"permutation": order}, turned, value.dtype)
+        e = _equation(
+            "transpose", lax.transpose_p, {"permutation": order}, turned, value.dtype
+        )
         (value,) = RULES["transpose"].apply(tr, e, [value])
         tr.taps.append((name, tr.written(value)))
 
@@ -143,7 +153,13 @@ def random_bits(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
         leaf = bare.leaf_shape(block)
         name = f"random{number}" if len(blocks(layout)) == 1 else f"random{number}_{i}"
         ref = tr.emit.emit(
-            VecIn(name=name, shape=leaf, dim=tr.dim(block), per_example=fresh, source=tr.where)
+            VecIn(
+                name=name,
+                shape=leaf,
+                dim=tr.dim(block),
+                per_example=fresh,
+                source=tr.where,
+            )
         )
         leaves.append(Linear.of(ref, leaf))
     return [dataclasses.replace(bare, leaves=tuple(leaves))]

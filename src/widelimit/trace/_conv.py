@@ -40,7 +40,9 @@ def convolution(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     if e.params["batch_group_count"] != 1:
         raise tr.refuse("A convolution with batch groups")
     if isinstance(lhs, MatrixValue) or lhs.kind == "output":
-        raise tr.refuse("A convolution over something that is neither data nor a wide vector")
+        raise tr.refuse(
+            "A convolution over something that is neither data nor a wide vector"
+        )
     return [_Convolution(tr, e, lhs, rhs).result()]
 
 
@@ -100,12 +102,16 @@ class _Convolution:
         """Wide channels to wide channels: sum over positions of A[k] @ x[p + k]."""
         tr, lhs, m = self.tr, self.lhs, self.rhs
         if not lhs.wide or lhs.axis != self.lhs_feature:
-            raise tr.refuse("A filter with two wide axes is applied to something else than channels")
+            raise tr.refuse(
+                "A filter with two wide axes is applied to something else than channels"
+            )
         if set(m.layouts) != {self.rhs_out, self.rhs_in}:
             raise tr.refuse("The positions of a filter are wide")
         finite = {
             a: AxisMap.identity(letter, k)
-            for a, letter, k in zip(self.rhs_space, self.kernel_letters, self.kernel, strict=True)
+            for a, letter, k in zip(
+                self.rhs_space, self.kernel_letters, self.kernel, strict=True
+            )
         }
         groups = self.groups
         if not isinstance(groups, int):
@@ -136,14 +142,27 @@ class _Convolution:
     def _depthwise(self) -> Value:
         """One filter for each channel: coordinatewise products, summed over positions."""
         tr, rhs = self.tr, self.rhs
-        if self.groups != self.lhs.shape[self.lhs_feature] or rhs.shape[self.rhs_in] != 1:
-            raise tr.refuse("A convolution of wide channels with a filter of finite width")
-        if not rhs.wide or rhs.axis != self.rhs_out or rhs.shape[rhs.axis] != self.groups:
-            raise tr.refuse("A depthwise convolution that makes several channels out of each")
+        if (
+            self.groups != self.lhs.shape[self.lhs_feature]
+            or rhs.shape[self.rhs_in] != 1
+        ):
+            raise tr.refuse(
+                "A convolution of wide channels with a filter of finite width"
+            )
+        if (
+            not rhs.wide
+            or rhs.axis != self.rhs_out
+            or rhs.shape[rhs.axis] != self.groups
+        ):
+            raise tr.refuse(
+                "A depthwise convolution that makes several channels out of each"
+            )
         wide = AxisMap((), np.asarray(0))
         left = [wide if m is None else m for m in self._spatial(None)]
         right: list[AxisMap] = [wide] * len(rhs.shape)
-        for a, letter, k in zip(self.rhs_space, self.kernel_letters, self.kernel, strict=True):
+        for a, letter, k in zip(
+            self.rhs_space, self.kernel_letters, self.kernel, strict=True
+        ):
             right[a] = AxisMap.identity(letter, k)
         letters = Letters(tuple(left), tuple(right), (), self.kernel)
         return products(tr, self.lhs, rhs, letters, self.shape, self.out_feature)
@@ -165,9 +184,14 @@ class _Convolution:
             tr.unify(rhs.layout, Major(self.groups, tr.fresh(size / self.groups)))
             table = np.arange(self.groups * channels).reshape(self.groups, channels)
             feature = AxisMap((axis, letter), table)
-        left = [AxisMap((), np.asarray(0)) if m is None else m for m in self._spatial(feature)]
+        left = [
+            AxisMap((), np.asarray(0)) if m is None else m
+            for m in self._spatial(feature)
+        ]
         right: list[AxisMap] = [AxisMap((), np.asarray(0))] * len(rhs.shape)
-        for a, k_letter, k in zip(self.rhs_space, self.kernel_letters, self.kernel, strict=True):
+        for a, k_letter, k in zip(
+            self.rhs_space, self.kernel_letters, self.kernel, strict=True
+        ):
             right[a] = AxisMap.identity(k_letter, k)
         right[self.rhs_in] = AxisMap.identity(letter, channels)
         letters = Letters(tuple(left), tuple(right), (), sums)
@@ -176,14 +200,23 @@ class _Convolution:
     def _fixed_filter(self, axis: int) -> Value:
         """A fixed filter over positions of a vector whose width is the batch axis."""
         tr, lhs, rhs = self.tr, self.lhs, self.rhs
-        if rhs.kind != "fixed" or rhs.wide or lhs.axis != self.lhs_batch or self.groups != 1:
-            raise tr.refuse("A convolution of a vector whose width is not its channel axis")
+        if (
+            rhs.kind != "fixed"
+            or rhs.wide
+            or lhs.axis != self.lhs_batch
+            or self.groups != 1
+        ):
+            raise tr.refuse(
+                "A convolution of a vector whose width is not its channel axis"
+            )
         channels = rhs.shape[self.rhs_in]
         letter = len(self.shape) + len(self.kernel)
         right = [AxisMap((), np.asarray(0)) if m is None else m
                  for m in self._spatial(AxisMap.identity(letter, channels))]  # fmt: skip
         left: list[AxisMap] = [AxisMap((), np.asarray(0))] * len(rhs.shape)
-        for a, k_letter, k in zip(self.rhs_space, self.kernel_letters, self.kernel, strict=True):
+        for a, k_letter, k in zip(
+            self.rhs_space, self.kernel_letters, self.kernel, strict=True
+        ):
             left[a] = AxisMap.identity(k_letter, k)
         left[self.rhs_in] = AxisMap.identity(letter, channels)
         left[self.rhs_out] = AxisMap.identity(self.out_feature, rhs.shape[self.rhs_out])
@@ -200,7 +233,11 @@ def window_sum(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     return [_windows(tr, e, x, None)]
 
 
-@rule("windows reduced by maximum or minimum over positions", "reduce_window_max", "reduce_window_min")
+@rule(
+    "windows reduced by maximum or minimum over positions",
+    "reduce_window_max",
+    "reduce_window_min",
+)
 def window_extreme(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     """Maxima over windows of index axes: one function of all positions of a window."""
     (x,) = ins
@@ -236,20 +273,31 @@ def _windows(tr: Tracer, e: Equation, x: Value, op: str | None) -> Value:
         out = tuple(before[a] if a == x.axis else s for a, s in enumerate(shape))
         letter, maps = iter(range(rank, rank + len(sums))), []
         for a, t in enumerate(tables):
-            maps.append(AxisMap.identity(a, before[a]) if t is None else AxisMap((a, next(letter)), t))
+            maps.append(
+                AxisMap.identity(a, before[a])
+                if t is None
+                else AxisMap((a, next(letter)), t)
+            )
         dim = None if block is None else tr.dim(block)
         ref = tr.emit.ref(leaf, before, tr.where, dim)
         if op is None:
             leaves.append(Linear((Term(ref, 1.0, (), tuple(maps), tuple(sums)),), out))
         else:
             if any(t is not None and t.min() < 0 for t in tables):
-                raise tr.refuse("A maximum over windows that leave the array (use VALID padding)")
+                raise tr.refuse(
+                    "A maximum over windows that leave the array (use VALID padding)"
+                )
             leaves.append(_extreme(tr, op, Linear.of(ref, before), maps, sums, out))
     return Value(shape, x.kind, tuple(leaves), x.axis, x.layout, x.power, x.dtype)
 
 
 def _extreme(
-    tr: Tracer, op: str, leaf: Linear, maps: Sequence[AxisMap], sums: Sequence[int], out: Any
+    tr: Tracer,
+    op: str,
+    leaf: Linear,
+    maps: Sequence[AxisMap],
+    sums: Sequence[int],
+    out: Any,
 ) -> Leaf:
     rank = len(out)
     result: Leaf | None = None

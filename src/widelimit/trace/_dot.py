@@ -21,7 +21,10 @@ from ._tracer import Tracer, rule, wide_axis
 from ._values import MatrixValue, Value
 
 
-@rule("matrix products, readouts, inner products over the width, products with data", "dot_general")
+@rule(
+    "matrix products, readouts, inner products over the width, products with data",
+    "dot_general",
+)
 def dot_general(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     """A contraction of two arrays."""
     lhs, rhs = ins
@@ -108,7 +111,12 @@ def _identity(letter: int, size: Any) -> AxisMap:
 
 
 def _matrix(
-    tr: Tracer, e: Equation, lhs: Any, rhs: Any, letters: dict[str, Any], axis: int | None
+    tr: Tracer,
+    e: Equation,
+    lhs: Any,
+    rhs: Any,
+    letters: dict[str, Any],
+    axis: int | None,
 ) -> Value:
     (contract_l, contract_r), _ = e.params["dimension_numbers"]
     pairs = list(zip(contract_l, contract_r, strict=True))
@@ -118,7 +126,9 @@ def _matrix(
         m, x, maps_m, maps_x = rhs, lhs, letters["rhs"], letters["lhs"]
         pairs = [(b, a) for a, b in pairs]
     if isinstance(x, MatrixValue):
-        raise tr.refuse("A product of two matrices; apply them to the vector one by one. The call")
+        raise tr.refuse(
+            "A product of two matrices; apply them to the vector one by one. The call"
+        )
     met = [(a, b) for a, b in pairs if a in m.layouts]
     if len(met) != 1 or not x.wide or met[0][1] != x.axis or axis is None:
         raise tr.refuse(

@@ -12,7 +12,7 @@ from jax import lax
 
 from .. import scalar
 from .._jax import Equation, enable_x64
-from ..program import TensorArg, Term, identity_maps
+from ..program import TensorArg
 from ..scalar import Arg, Call, Const, Expr
 from ._fixed import fold, refuse_labels
 from ._tracer import Tracer, rule
@@ -44,7 +44,9 @@ _ROOTS = {"sqrt": Fraction(1, 2), "rsqrt": Fraction(-1, 2), "cbrt": Fraction(1, 
 
 _BITS = ("shift_right_logical",)
 _EXTRA = ("add_any", "name")
-_PRIMITIVES = sorted(scalar.PRIMITIVES & {getattr(lax, a).name for a in dir(lax) if a[-2:] == "_p"})
+_PRIMITIVES = sorted(
+    scalar.PRIMITIVES & {getattr(lax, a).name for a in dir(lax) if a[-2:] == "_p"}
+)
 
 
 @rule("elementwise functions", *_PRIMITIVES, *_BITS, *_EXTRA)
@@ -87,8 +89,12 @@ def _finite(tr: Tracer, e: Equation, ins: Sequence[Value]) -> Value:
     leaves = [v.leaf for v in ins]
     if all(isinstance(x, Known) for x in leaves):
         arrays = [x.value for x in leaves if isinstance(x, Known)]
-        (value,) = fold(e, [_typed(a, v.dtype) for a, v in zip(arrays, ins, strict=True)])
-        return Value(out.shape, "fixed", (Known(value),), power=power, dtype=np.dtype(out.dtype))
+        (value,) = fold(
+            e, [_typed(a, v.dtype) for a, v in zip(arrays, ins, strict=True)]
+        )
+        return Value(
+            out.shape, "fixed", (Known(value),), power=power, dtype=np.dtype(out.dtype)
+        )
     floats = all(v.dtype.kind == "f" for v in ins) and np.dtype(out.dtype).kind == "f"
     if floats:
         fn = scalar.apply_primitive(e.name, e.params, [Arg(i) for i in range(len(ins))])
@@ -148,7 +154,9 @@ def _stretched(tr: Tracer, leaf: Leaf, shape: tuple[int, ...]) -> Leaf:
     return stretched(tr, tr.emit.linear(leaf, leaf.shape, tr.where), shape)
 
 
-def _leaf(tr: Tracer, e: Equation, parts: list[Leaf], shape: tuple[int, ...], kind: str) -> Leaf:
+def _leaf(
+    tr: Tracer, e: Equation, parts: list[Leaf], shape: tuple[int, ...], kind: str
+) -> Leaf:
     random = [p for p in parts if isinstance(p, Linear | Pending)]
     if not random:
         return _fixed_leaf(tr, e, parts, shape)
@@ -166,16 +174,24 @@ def _leaf(tr: Tracer, e: Equation, parts: list[Leaf], shape: tuple[int, ...], ki
     return pending(tr, e.name, e.params, parts, shape)
 
 
-def _fixed_leaf(tr: Tracer, e: Equation, parts: list[Leaf], shape: tuple[int, ...]) -> Leaf:
+def _fixed_leaf(
+    tr: Tracer, e: Equation, parts: list[Leaf], shape: tuple[int, ...]
+) -> Leaf:
     if all(isinstance(p, Known) for p in parts):
-        arrays = [np.broadcast_to(p.value, shape) for p in parts if isinstance(p, Known)]
+        arrays = [
+            np.broadcast_to(p.value, shape) for p in parts if isinstance(p, Known)
+        ]
         return Known(fold(e, arrays)[0])
     fn = scalar.apply_primitive(e.name, e.params, [Arg(i) for i in range(len(parts))])
     return tr.emit.elementwise(fn, parts, shape, tr.where)
 
 
 def pending(
-    tr: Tracer, name: str, params: dict[str, Any], parts: Sequence[Leaf], shape: tuple[int, ...]
+    tr: Tracer,
+    name: str,
+    params: dict[str, Any],
+    parts: Sequence[Leaf],
+    shape: tuple[int, ...],
 ) -> Leaf:
     """An elementwise primitive as a function of lines, not written yet."""
     xs: list[int] = []
@@ -200,7 +216,11 @@ def _numbered(
 
 
 def _as_expr(
-    tr: Tracer, leaf: Leaf, shape: tuple[int, ...], xs: list[int], tensors: list[TensorArg]
+    tr: Tracer,
+    leaf: Leaf,
+    shape: tuple[int, ...],
+    xs: list[int],
+    tensors: list[TensorArg],
 ) -> Expr:
     def vector(ref: int) -> Expr:
         if ref not in xs:
@@ -220,7 +240,7 @@ def _as_expr(
             args = [vector(x) for x in leaf.xs] + [tensor(t) for t in leaf.tensors]
             return scalar.substitute(leaf.fn, args)
         case Linear():
-            simple = _simple(leaf)
+            simple = _simple(tr, leaf)
             if simple is None:
                 return vector(tr.emit.ref(leaf, shape, tr.where))
             ref, scale, shift = simple
@@ -230,7 +250,7 @@ def _as_expr(
             return scalar.call("add", inner, Const(shift)) if shift else inner
 
 
-def _simple(leaf: Linear) -> tuple[int | None, float, float] | None:
+def _simple(tr: Tracer, leaf: Linear) -> tuple[int | None, float, float] | None:
     """(line, scale, shift) of a combination that is a number times a line plus a number."""
     ref, scale, shift = None, 1.0, 0.0
     for term in leaf.terms:
@@ -238,14 +258,16 @@ def _simple(leaf: Linear) -> tuple[int | None, float, float] | None:
             return None
         if term.x is None:
             shift += term.scale
-        elif ref is None and term.maps == identity_maps(leaf.shape):
+        elif ref is None and tr.emit.is_line(term, leaf.shape):
             ref, scale = term.x, term.scale
         else:
             return None
     return ref, scale, shift
 
 
-def _linear(tr: Tracer, e: Equation, parts: list[Leaf], shape: tuple[int, ...]) -> Leaf | None:
+def _linear(
+    tr: Tracer, e: Equation, parts: list[Leaf], shape: tuple[int, ...]
+) -> Leaf | None:
     """Addition, and multiplication by fixed values; None where it is a product."""
     if e.name == "neg":
         if isinstance(parts[0], Pending):
@@ -270,14 +292,16 @@ def _linear(tr: Tracer, e: Equation, parts: list[Leaf], shape: tuple[int, ...]) 
                 else tr.emit.elementwise(inverse, [b], b.shape, tr.where)
             )
         return scaled(tr, a, b, shape)
-    if _one_function(a, b):
+    if _one_function(tr, a, b):
         return None
     first = tr.emit.linear(a, shape, tr.where)
     second = tr.emit.linear(b, shape, tr.where)
-    return combined([first, scaled(tr, second, -1.0 if e.name == "sub" else 1.0, shape)], shape)
+    return combined(
+        [first, scaled(tr, second, -1.0 if e.name == "sub" else 1.0, shape)], shape
+    )
 
 
-def _one_function(a: Leaf, b: Leaf) -> bool:
+def _one_function(tr: Tracer, a: Leaf, b: Leaf) -> bool:
     """Whether a sum is better kept as one function of one line."""
     if not isinstance(a, Pending) and not isinstance(b, Pending):
         return False
@@ -287,7 +311,7 @@ def _one_function(a: Leaf, b: Leaf) -> bool:
             case Pending():
                 lines |= set(leaf.xs)
             case Linear():
-                simple = _simple(leaf)
+                simple = _simple(tr, leaf)
                 if simple is None:
                     return False
                 lines |= set() if simple[0] is None else {simple[0]}
@@ -304,7 +328,9 @@ def scaled(tr: Tracer, leaf: Leaf, by: Leaf | float, shape: tuple[int, ...]) -> 
     linear = tr.emit.linear(leaf, shape, tr.where)
     c = by if isinstance(by, float) else tr.emit.coefficient(by, len(shape), tr.where)
     if isinstance(c, TensorArg):
-        terms = tuple(dataclasses.replace(t, tensors=(*t.tensors, c)) for t in linear.terms)
+        terms = tuple(
+            dataclasses.replace(t, tensors=(*t.tensors, c)) for t in linear.terms
+        )
     elif c == 0.0:
         terms = ()
     else:
@@ -325,7 +351,9 @@ def _mask(tr: Tracer, parts: list[Leaf], shape: tuple[int, ...]) -> Leaf:
                 continue
         else:
             assert isinstance(which, Data)
-            ref = tr.emit.call(lambda w, i=i: (w == i).astype(float), [which.ref], tr.where)
+            ref = tr.emit.call(
+                lambda w, i=i: (w == i).astype(float), [which.ref], tr.where
+            )
             weight = Data(ref, which.shape)
         total.append(scaled(tr, _finite_case(tr, case), weight, shape))
     return combined(total, shape)
@@ -337,7 +365,9 @@ def _finite_case(tr: Tracer, case: Leaf) -> Leaf:
     return case
 
 
-def _orders(tr: Tracer, e: Equation, ins: Sequence[Value]) -> tuple[list[Value], Fraction]:
+def _orders(
+    tr: Tracer, e: Equation, ins: Sequence[Value]
+) -> tuple[list[Value], Fraction]:
     """The operands at one order, and the order of the result."""
     ins = list(ins)
     if tr.dry:
@@ -398,9 +428,13 @@ def _vanishing(tr: Tracer, e: Equation, x: Value) -> Value:
         at_zero = float(scalar.evaluate(fn, [jnp.asarray(0.0)]))
         slope = float(jax.grad(lambda z: scalar.evaluate(fn, [z]))(0.0))
     if at_zero != 0.0 and np.isfinite(at_zero):
-        tr.note(f"The argument of `{e.name}` is of order n^{x.power}: its value at 0 is used")
-        leaves = None if x.leaves is None else tuple(
-            Known(np.full(x.leaf_shape(b), at_zero)) for b in x.blocks()
+        tr.note(
+            f"The argument of `{e.name}` is of order n^{x.power}: its value at 0 is used"
+        )
+        leaves = (
+            None
+            if x.leaves is None
+            else tuple(Known(np.full(x.leaf_shape(b), at_zero)) for b in x.blocks())
         )
         return dataclasses.replace(x, kind="fixed", leaves=leaves, power=Fraction(0))
     if at_zero != 0.0 or slope == 0.0 or not np.isfinite(slope):
@@ -408,13 +442,18 @@ def _vanishing(tr: Tracer, e: Equation, x: Value) -> Value:
             f"`{e.name}` of a quantity of order n^{x.power} needs an expansion beyond its "
             "linear part. The call"
         )
-    tr.note(f"`{e.name}` of a quantity of order n^{x.power} was replaced by its linear part")
+    tr.note(
+        f"`{e.name}` of a quantity of order n^{x.power} was replaced by its linear part"
+    )
     if x.leaves is None:
         return x
     if x.kind == "fixed":
         product = Call("mul", (Const(slope), Arg(0)))
         return dataclasses.replace(
-            x, leaves=(tr.emit.elementwise(product, x.leaves, x.leaf_shape(None), tr.where),)
+            x,
+            leaves=(
+                tr.emit.elementwise(product, x.leaves, x.leaf_shape(None), tr.where),
+            ),
         )
     leaves = tuple(
         scaled(tr, leaf, slope, x.leaf_shape(b))
@@ -442,7 +481,9 @@ def _matrix(tr: Tracer, e: Equation, ins: list[Any]) -> MatrixValue:
                 if e.name == "mul"
                 else _scale_matrix(a, 1.0 / c, -b.power)
             )
-    if e.name in ("add", "sub", "add_any") and all(isinstance(v, MatrixValue) for v in ins):
+    if e.name in ("add", "sub", "add_any") and all(
+        isinstance(v, MatrixValue) for v in ins
+    ):
         a, b = ins
         for axis, layout in a.layouts.items():
             tr.unify(layout, b.layouts[axis])
@@ -464,9 +505,15 @@ def _scale_matrix(m: MatrixValue, c: float, power: Fraction) -> MatrixValue:
 def bits(tr: Tracer, e: Equation, ins: list[Any]) -> Value:
     """The arithmetic that turns random bits into uniform numbers."""
     x = next(v for v in ins if v.kind in ("bits", "mantissa"))
-    if x.kind == "mantissa" and e.name == "sub" and ins[0] is x and uniform(ins[1].leaf) == 1.0:
+    if (
+        x.kind == "mantissa"
+        and e.name == "sub"
+        and ins[0] is x
+        and uniform(ins[1].leaf) == 1.0
+    ):
         return uniform_of(tr, x)
     if e.name in ("or", "and", "shift_right_logical", "convert_element_type"):
         return dataclasses.replace(x, dtype=np.dtype(e.outputs[0].dtype))
-    raise tr.refuse(f"Random bits are used by `{e.name}`, which no distribution here does")
-
+    raise tr.refuse(
+        f"Random bits are used by `{e.name}`, which no distribution here does"
+    )

@@ -96,7 +96,13 @@ class Emitter:
         """A Tensor line that holds an array."""
         array = np.array(value)
         return self.emit(
-            Map(name="", op=Constant(Array(array)), args=(), shape=array.shape, source=source)
+            Map(
+                name="",
+                op=Constant(Array(array)),
+                args=(),
+                shape=array.shape,
+                source=source,
+            )
         )
 
     def coefficient(self, leaf: Leaf, ndim: int, source: str) -> float | TensorArg:
@@ -133,7 +139,9 @@ class Emitter:
             Nonlin(name="", fn=leaf.fn, xs=leaf.xs, tensors=leaf.tensors, source=source)
         )
 
-    def ref(self, leaf: Leaf, shape: tuple[int, ...], source: str, dim: Any = None) -> Ref:
+    def ref(
+        self, leaf: Leaf, shape: tuple[int, ...], source: str, dim: Any = None
+    ) -> Ref:
         """The line of a leaf, written if it was not.
 
         Args:
@@ -146,7 +154,7 @@ class Emitter:
         if len(linear.terms) == 1:
             (term,) = linear.terms
             plain = term.scale == 1.0 and not term.tensors and not term.sums
-            if plain and term.x is not None and term.maps == identity_maps(shape):
+            if plain and self.is_line(term, shape) and term.x is not None:
                 return term.x
         terms = linear.terms
         if dim is not None and not any(t.x is not None for t in terms):
@@ -156,6 +164,13 @@ class Emitter:
                 Term(ones, scale=0.0),
             )
         return self.emit(LinComb(name="", terms=terms, shape=shape, source=source))
+
+    def is_line(self, term: Term, shape: tuple[int, ...]) -> bool:
+        """Whether a term reads a whole line of this index shape, position by position."""
+        whole = (
+            term.x is not None and getattr(self.types[term.x], "shape", None) == shape
+        )
+        return whole and term.maps == identity_maps(shape)
 
     def data(self, leaf: Leaf, shape: tuple[int, ...], source: str) -> Ref:
         """The Tensor line of a fixed leaf, of the full shape."""
@@ -181,12 +196,18 @@ class Emitter:
         (out,) = graph.outputs
         return env[out]
 
-    def _graph(self, equations: Sequence[Equation], env: dict[Any, Ref], source: str) -> None:
+    def _graph(
+        self, equations: Sequence[Equation], env: dict[Any, Ref], source: str
+    ) -> None:
         for e in equations:
             if e.name in scalar.CALLS:
                 inner = e.params[scalar.CALLS[e.name]]
                 local = dict(
-                    zip(inner.inputs, [self._atom(a, env, source) for a in e.inputs], strict=True)
+                    zip(
+                        inner.inputs,
+                        [self._atom(a, env, source) for a in e.inputs],
+                        strict=True,
+                    )
                 )
                 for var, value in inner.constants:
                     local[var] = self.constant(np.asarray(value), source)
@@ -241,10 +262,15 @@ class Emitter:
         fn = scalar.substitute(fn, args)
         if isinstance(fn, Const):
             return Known(np.full(shape, fn.value))
-        stored = tuple(s if any(i in t for t in letters) else 1 for i, s in enumerate(shape))
+        stored = tuple(
+            s if any(i in t for t in letters) else 1 for i, s in enumerate(shape)
+        )
         op = Elementwise(fn, tuple(letters))
         return Data(
-            self.emit(Map(name="", op=op, args=tuple(refs), shape=stored, source=source)), stored
+            self.emit(
+                Map(name="", op=op, args=tuple(refs), shape=stored, source=source)
+            ),
+            stored,
         )
 
     def live(self, roots: Sequence[Ref]) -> tuple[list[Line], dict[Ref, Ref]]:

@@ -43,7 +43,9 @@ def fold(equation: Equation, args: Sequence[np.ndarray]) -> tuple[np.ndarray, ..
         return tuple(np.asarray(x) for x in bind(equation, arrays))
 
 
-def narrowed(equation: Equation, shapes: Sequence[tuple[int, ...]], out: tuple[int, ...]) -> Equation:
+def narrowed(
+    equation: Equation, shapes: Sequence[tuple[int, ...]], out: tuple[int, ...]
+) -> Equation:
     """The same equation on leaves: sizes of wide axes in its parameters are replaced.
 
     Args:
@@ -65,11 +67,13 @@ def narrowed(equation: Equation, shapes: Sequence[tuple[int, ...]], out: tuple[i
             p["start_indices"], p["limit_indices"] = tuple(starts), tuple(limits)
         case "gather":
             p["slice_sizes"] = tuple(
-                shapes[0][i] if isinstance(s, Size) else s for i, s in enumerate(p["slice_sizes"])
+                shapes[0][i] if isinstance(s, Size) else s
+                for i, s in enumerate(p["slice_sizes"])
             )
         case "dynamic_slice":
             p["slice_sizes"] = tuple(
-                shapes[0][i] if isinstance(s, Size) else s for i, s in enumerate(p["slice_sizes"])
+                shapes[0][i] if isinstance(s, Size) else s
+                for i, s in enumerate(p["slice_sizes"])
             )
         case "iota":
             p["shape"] = out
@@ -80,7 +84,9 @@ def on_tensors(
     tr: "Tracer", e: Equation, ins: Sequence[Value], power: Fraction
 ) -> list[Value]:
     """Any primitive on fixed tensors."""
-    if any(v.wide for v in ins) or any(isinstance(s, Size) for o in e.outputs for s in o.shape):
+    if any(v.wide for v in ins) or any(
+        isinstance(s, Size) for o in e.outputs for s in o.shape
+    ):
         raise tr.refuse(f"`{e.name}` of a fixed array with a wide axis")
     known = [v.leaf.value for v in ins if isinstance(v.leaf, Known)]
     if len(known) == len(ins):
@@ -101,11 +107,26 @@ def on_tensors(
         shape = tuple(int(s) for s in o.shape)
         one = e if len(e.outputs) == 1 else pick(e, i)
         ref = tr.emit.primitive(one, tuple(refs), shape, tr.where, i)
-        outs.append(Value(o.shape, "fixed", (Data(ref, shape),), power=power, dtype=np.dtype(o.dtype)))
+        outs.append(
+            Value(
+                o.shape,
+                "fixed",
+                (Data(ref, shape),),
+                power=power,
+                dtype=np.dtype(o.dtype),
+            )
+        )
     return outs
 
 
-_CHAINS = {"reshape", "transpose", "broadcast_in_dim", "squeeze", "slice", "convert_element_type"}
+_CHAINS = {
+    "reshape",
+    "transpose",
+    "broadcast_in_dim",
+    "squeeze",
+    "slice",
+    "convert_element_type",
+}
 
 
 def refuse_labels(tr: "Tracer", x: Value) -> None:
@@ -117,7 +138,11 @@ def refuse_labels(tr: "Tracer", x: Value) -> None:
     if tr.dry or x.wide or x.dtype.kind not in "iub" or not isinstance(x.leaf, Data):
         return
     line = tr.emit.lines[x.leaf.ref]
-    while isinstance(line, Map) and isinstance(line.op, Primitive) and line.op.name in _CHAINS:
+    while (
+        isinstance(line, Map)
+        and isinstance(line.op, Primitive)
+        and line.op.name in _CHAINS
+    ):
         line = tr.emit.lines[line.args[0]]
     if isinstance(line, Map) and isinstance(line.op, Input):
         raise InputError(

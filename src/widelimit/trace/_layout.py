@@ -157,7 +157,9 @@ class Unifier:
                 )
             q = resolve(q)
             if not isinstance(q, Atom):
-                raise UnsupportedError(f"A wide axis is cut inside a block of {sp}{where}.")
+                raise UnsupportedError(
+                    f"A wide axis is cut inside a block of {sp}{where}."
+                )
             rest_size = sq - sp
             assert isinstance(rest_size, Size)
             head, rest = Atom(sp), Atom(rest_size)
@@ -222,6 +224,12 @@ def blocks(axis: Axis) -> list[Block]:
         case Row():
             return [b for part in axis.parts for b in blocks(part)]
         case Major():
-            return [Block(b.atom, (axis.count, *b.majors), b.minors) for b in blocks(axis.axis)]
+            return [
+                Block(b.atom, (axis.count, *b.majors), b.minors)
+                for b in blocks(axis.axis)
+            ]
         case Minor():
-            return [Block(b.atom, b.majors, (*b.minors, axis.count)) for b in blocks(axis.axis)]
+            return [
+                Block(b.atom, b.majors, (*b.minors, axis.count))
+                for b in blocks(axis.axis)
+            ]

@@ -36,7 +36,11 @@ def move(
         layout: its layout.
     """
     kind = max((v.kind for v in ins), key=["fixed", "output", "vector"].index)
-    power = max(v.power for v in ins if not _zero(v)) if not all(map(_zero, ins)) else ins[0].power
+    power = (
+        max(v.power for v in ins if not _zero(v))
+        if not all(map(_zero, ins))
+        else ins[0].power
+    )
     if any(v.power != power and not _zero(v) for v in ins):
         raise tr.refuse("Quantities of different orders in the width are joined")
     results = []
@@ -46,7 +50,9 @@ def move(
             parts = []
             for i, block in enumerate([None] if layout is None else blocks(layout)):
                 shape = leaf_shape(out.shape, axis, block)
-                leaves_in = [v.leaves[i] if v.wide else v.leaves[0] for v in ins if v.leaves]
+                leaves_in = [
+                    v.leaves[i] if v.wide else v.leaves[0] for v in ins if v.leaves
+                ]
                 shapes = [v.leaf_shape(v.blocks()[i] if v.wide else None) for v in ins]
                 parts.append(_move_leaf(tr, e, leaves_in, shapes, shape, n))
             leaves = tuple(parts)
@@ -56,7 +62,9 @@ def move(
 
 
 def _zero(v: Value) -> bool:
-    return v.leaves is not None and all(isinstance(x, Known) and not x.value.any() for x in v.leaves)
+    return v.leaves is not None and all(
+        isinstance(x, Known) and not x.value.any() for x in v.leaves
+    )
 
 
 def _move_leaf(
@@ -117,7 +125,9 @@ def _positions(
 @rule("reversal of index axes", "rev")
 def _plain(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     x = ins[0]
-    if isinstance(x, MatrixValue) or (x.wide and x.axis in e.params.get("dimensions", ())):
+    if isinstance(x, MatrixValue) or (
+        x.wide and x.axis in e.params.get("dimensions", ())
+    ):
         raise tr.refuse(f"`{e.name}` along a wide axis")
     return move(tr, e, ins, x.axis, x.layout)
 
@@ -127,10 +137,15 @@ def _transpose(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     x, permutation = ins[0], tuple(e.params["permutation"])
     if isinstance(x, MatrixValue):
         terms = tuple(
-            dataclasses.replace(t, axes=tuple(t.axes[p] for p in permutation)) for t in x.terms
+            dataclasses.replace(t, axes=tuple(t.axes[p] for p in permutation))
+            for t in x.terms
         )
         layouts = {i: x.layouts[p] for i, p in enumerate(permutation) if p in x.layouts}
-        return [dataclasses.replace(x, shape=e.outputs[0].shape, terms=terms, layouts=layouts)]
+        return [
+            dataclasses.replace(
+                x, shape=e.outputs[0].shape, terms=terms, layouts=layouts
+            )
+        ]
     if x.kind == "bits":
         return [dataclasses.replace(x, shape=e.outputs[0].shape)]
     axis = None if x.axis is None else permutation.index(x.axis)
@@ -157,13 +172,20 @@ def _broadcast(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     if x.kind != "fixed":
         raise tr.refuse("A finite random output is broadcast along a wide axis")
     layout = tr.fresh(size)
-    leaves = None if tr.dry else tuple(
-        _spread(tr, x.leaf, leaf_shape(shape, axis, b), target) for b in blocks(layout)
+    leaves = (
+        None
+        if tr.dry
+        else tuple(
+            _spread(tr, x.leaf, leaf_shape(shape, axis, b), target)
+            for b in blocks(layout)
+        )
     )
     return [Value(shape, "fixed", leaves, axis, layout, x.power, x.dtype)]
 
 
-def _spread(tr: Tracer, leaf: Leaf, shape: tuple[int, ...], target: tuple[int, ...]) -> Leaf:
+def _spread(
+    tr: Tracer, leaf: Leaf, shape: tuple[int, ...], target: tuple[int, ...]
+) -> Leaf:
     """A fixed leaf along more axes, left at size one there."""
     if isinstance(leaf, Known):
         small = [1] * len(shape)
@@ -189,7 +211,8 @@ def _broadcast_matrix(
         dataclasses.replace(
             t,
             axes=tuple(
-                t.axes[target.index(i)] if i in target else (-1, None) for i in range(len(shape))
+                t.axes[target.index(i)] if i in target else (-1, None)
+                for i in range(len(shape))
             ),
         )
         for t in x.terms
@@ -198,7 +221,11 @@ def _broadcast_matrix(
     return dataclasses.replace(x, shape=shape, terms=terms, layouts=layouts)
 
 
-@rule("reshape: merging positions into a wide axis, splitting heads and groups", "reshape", "squeeze")
+@rule(
+    "reshape: merging positions into a wide axis, splitting heads and groups",
+    "reshape",
+    "squeeze",
+)
 def _reshape(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     x, shape = ins[0], e.outputs[0].shape
     if isinstance(x, MatrixValue):
@@ -211,13 +238,19 @@ def _reshape(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
         return move(tr, e, [x], None, None)
     axis, layout = _reshape_layout(tr, x, shape)
     if tr.dry:
-        return [dataclasses.replace(x, shape=shape, leaves=None, axis=axis, layout=layout)]
+        return [
+            dataclasses.replace(x, shape=shape, leaves=None, axis=axis, layout=layout)
+        ]
     assert x.leaves is not None
     leaves = []
     for old, new, leaf in zip(x.blocks(), blocks(layout), x.leaves, strict=True):
         before, after = x.leaf_shape(old), leaf_shape(shape, axis, new)
         leaves.append(reshape_leaf(tr, leaf, before, after))
-    return [dataclasses.replace(x, shape=shape, leaves=tuple(leaves), axis=axis, layout=layout)]
+    return [
+        dataclasses.replace(
+            x, shape=shape, leaves=tuple(leaves), axis=axis, layout=layout
+        )
+    ]
 
 
 def reshape_leaf(
@@ -228,9 +261,13 @@ def reshape_leaf(
         return Known(np.broadcast_to(leaf.value, before).reshape(after))
     if isinstance(leaf, Data):
         ref = tr.emit.data(leaf, before, tr.where)
-        return Data(tr.emit.call(lambda a: jnp.reshape(a, after), [ref], tr.where), after)
+        return Data(
+            tr.emit.call(lambda a: jnp.reshape(a, after), [ref], tr.where), after
+        )
     positions = np.arange(int(np.prod(before))).reshape(after)
-    return view(tr, tr.emit.linear(leaf, before, tr.where), axis_maps(positions, before), after)
+    return view(
+        tr, tr.emit.linear(leaf, before, tr.where), axis_maps(positions, before), after
+    )
 
 
 def _reshape_layout(tr: Tracer, x: Value, shape: Shape) -> tuple[int, Axis]:
@@ -332,7 +369,9 @@ class _Count:
             return a < b
         if isinstance(a, Size) and isinstance(b, Size):
             difference = b - a
-            return isinstance(difference, Size) and all(c > 0 for _, c in difference.terms)
+            return isinstance(difference, Size) and all(
+                c > 0 for _, c in difference.terms
+            )
         return isinstance(a, int)
 
 
@@ -352,7 +391,8 @@ def _reshape_matrix(tr: Tracer, x: MatrixValue, shape: Shape) -> MatrixValue:
             if i not in kept and p >= 0:
                 fixed.append((p, 0 if positions is None else positions[0]))
         axes = tuple(
-            t.axes[kept[new.index(i)]] if i in new else (-1, None) for i in range(len(shape))
+            t.axes[kept[new.index(i)]] if i in new else (-1, None)
+            for i in range(len(shape))
         )
         terms.append(dataclasses.replace(t, axes=axes, fixed=tuple(fixed)))
     layouts = {new[kept.index(i)]: a for i, a in x.layouts.items()}
@@ -467,7 +507,9 @@ def _copies(
     if isinstance(leaf, Data):
         ref = tr.emit.data(leaf, old, tr.where)
         index = np.asarray(copies)
-        return Data(tr.emit.call(lambda a: jnp.take(a, index, axis=axis), [ref], tr.where), new)
+        return Data(
+            tr.emit.call(lambda a: jnp.take(a, index, axis=axis), [ref], tr.where), new
+        )
     maps = [AxisMap.identity(i, s) for i, s in enumerate(new)]
     maps[axis] = AxisMap((axis,), np.asarray(copies))
     return view(tr, tr.emit.linear(leaf, old, tr.where), maps, new)
@@ -512,7 +554,9 @@ def _split(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
         rank = len(x.shape)
         p = {
             "start_indices": tuple(start if i == axis else 0 for i in range(rank)),
-            "limit_indices": tuple(stop if i == axis else s for i, s in enumerate(x.shape)),
+            "limit_indices": tuple(
+                stop if i == axis else s for i, s in enumerate(x.shape)
+            ),
             "strides": None,
         }
         outs += _slice(tr, Equation("slice", p, (), (out,), e.source, lax.slice_p), [x])
@@ -536,10 +580,14 @@ def stack(tr: Tracer, values: Sequence[Any], axis: int, shape: Shape) -> Any:
     for v in values:
         p = {"shape": one, "broadcast_dimensions": target, "sharding": None}
         out = Var(one, v.dtype)
-        grow = Equation("broadcast_in_dim", p, (), (out,), tr.where, lax.broadcast_in_dim_p)
+        grow = Equation(
+            "broadcast_in_dim", p, (), (out,), tr.where, lax.broadcast_in_dim_p
+        )
         expanded += _broadcast(tr, grow, [v])
     out = Var(shape, values[0].dtype)
-    join = Equation("concatenate", {"dimension": axis}, (), (out,), tr.where, lax.concatenate_p)
+    join = Equation(
+        "concatenate", {"dimension": axis}, (), (out,), tr.where, lax.concatenate_p
+    )
     return _concatenate(tr, join, expanded)[0]
 
 
@@ -555,7 +603,9 @@ def _tile(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
 def _concatenate(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     axis = e.params["dimension"]
     if any(isinstance(v, MatrixValue) for v in ins):
-        raise tr.refuse("Matrix parameters are concatenated; declare them as one, or use each")
+        raise tr.refuse(
+            "Matrix parameters are concatenated; declare them as one, or use each"
+        )
     shape = e.outputs[0].shape
     wide = [v for v in ins if v.wide]
     if not wide:
@@ -603,7 +653,11 @@ def _pad(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
 @rule("gather: indexing, cropping, embedding look-up", "gather")
 def _gather(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     x, indices = ins
-    known = not indices.wide and indices.leaves is not None and isinstance(indices.leaf, Known)
+    known = (
+        not indices.wide
+        and indices.leaves is not None
+        and isinstance(indices.leaf, Known)
+    )
     if isinstance(x, MatrixValue):
         if known:
             return [_gather_matrix(tr, e, x, indices.leaf.value)]
@@ -623,7 +677,11 @@ def _gather(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
         )
         out = tuple(e.outputs[0].shape)
         leaf = Data(tr.emit.primitive(small, refs, out, tr.where), out)
-        return [Value(out, "fixed", (leaf,), power=x.power, dtype=np.dtype(e.outputs[0].dtype))]
+        return [
+            Value(
+                out, "fixed", (leaf,), power=x.power, dtype=np.dtype(e.outputs[0].dtype)
+            )
+        ]
     return [_look_up(tr, e, x, indices, axis)]
 
 
@@ -656,10 +714,14 @@ class _Static:
         return self._inner.bind(x, jnp.asarray(self._indices), **params)
 
 
-def _look_up(tr: Tracer, e: Equation, x: Value, indices: Value, axis: int | None) -> Value:
+def _look_up(
+    tr: Tracer, e: Equation, x: Value, indices: Value, axis: int | None
+) -> Value:
     """Rows of a table chosen by data: a product with one-hot rows."""
     numbers = e.params["dimension_numbers"]
-    (indexed,) = numbers.start_index_map if len(numbers.start_index_map) == 1 else (None,)
+    (indexed,) = (
+        numbers.start_index_map if len(numbers.start_index_map) == 1 else (None,)
+    )
     if indexed is None or tuple(numbers.collapsed_slice_dims) != (indexed,):
         raise tr.refuse("A gather by data that is not a look-up of rows of a table")
     if indexed == x.axis or axis is None:
@@ -670,7 +732,9 @@ def _look_up(tr: Tracer, e: Equation, x: Value, indices: Value, axis: int | None
     if tr.dry:
         return Value(shape, x.kind, None, axis, x.layout, x.power, x.dtype)
     ref = tr.emit.data(indices.leaf, indices.leaf_shape(None), tr.where)
-    tr.checks.append(Check(ref, 0, rows - 1, f"An index into a table of {rows} rows{tr.at()}"))
+    tr.checks.append(
+        Check(ref, 0, rows - 1, f"An index into a table of {rows} rows{tr.at()}")
+    )
     hot = tr.emit.call(
         lambda i: (i == jnp.arange(rows)).astype(jnp.float64), [ref], tr.where
     )
@@ -682,21 +746,32 @@ def _look_up(tr: Tracer, e: Equation, x: Value, indices: Value, axis: int | None
         maps: list[AxisMap] = []
         for d, s in enumerate(x.leaf_shape(block)):
             maps.append(
-                AxisMap.identity(len(out), rows) if d == indexed
+                AxisMap.identity(len(out), rows)
+                if d == indexed
                 else AxisMap.identity(next(offsets), s)
             )
         batch = tuple(i for i in range(len(out)) if i not in numbers.offset_dims)
         linear = tr.emit.linear(leaf, x.leaf_shape(block), tr.where)
-        line = tr.emit.ref(linear, x.leaf_shape(block), tr.where, None if block is None else tr.dim(block))
+        line = tr.emit.ref(
+            linear,
+            x.leaf_shape(block),
+            tr.where,
+            None if block is None else tr.dim(block),
+        )
         letters = tuple(
-            -1 if s == 1 else a for a, s in zip((*batch, len(out)), (*(out[i] for i in batch), rows), strict=True)
+            -1 if s == 1 else a
+            for a, s in zip(
+                (*batch, len(out)), (*(out[i] for i in batch), rows), strict=True
+            )
         )
         term = Term(line, 1.0, (TensorArg(hot, letters),), tuple(maps), (rows,))
         leaves.append(Linear((term,), out))
     return Value(shape, x.kind, tuple(leaves), axis, x.layout, x.power, x.dtype)
 
 
-def _gather_matrix(tr: Tracer, e: Equation, x: MatrixValue, indices: np.ndarray) -> MatrixValue:
+def _gather_matrix(
+    tr: Tracer, e: Equation, x: MatrixValue, indices: np.ndarray
+) -> MatrixValue:
     """Integer indexing of a finite axis of a matrix parameter, such as W[3]."""
     numbers = e.params["dimension_numbers"]
     dims = tuple(numbers.start_index_map)
@@ -706,7 +781,9 @@ def _gather_matrix(tr: Tracer, e: Equation, x: MatrixValue, indices: np.ndarray)
     for d, i in zip(dims, np.atleast_1d(indices), strict=True):
         starts[d] = int(i)
     sizes = e.params["slice_sizes"]
-    limits = [s + n if isinstance(n, int) else n for s, n in zip(starts, sizes, strict=True)]
+    limits = [
+        s + n if isinstance(n, int) else n for s, n in zip(starts, sizes, strict=True)
+    ]
     shape = tuple(sizes)
     cut_out = _slice_matrix(tr, x, shape, starts, limits, (1,) * len(starts))
     return _reshape_matrix(tr, cut_out, e.outputs[0].shape)
@@ -719,14 +796,18 @@ def _dynamic_slice(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     at = _static_starts(tr, e, x, starts, sizes)
     if at is None:
         if x.kind != "fixed" or x.wide:
-            raise tr.refuse("A wide vector is sliced at a position that depends on data")
+            raise tr.refuse(
+                "A wide vector is sliced at a position that depends on data"
+            )
         refs = tuple(tr.emit.data(v.leaf, v.leaf_shape(None), tr.where) for v in ins)
         out = tuple(e.outputs[0].shape)
         leaf = Data(tr.emit.primitive(e, refs, out, tr.where), out)
         return [Value(out, "fixed", (leaf,), power=x.power, dtype=x.dtype)]
     params = {
         "start_indices": tuple(at),
-        "limit_indices": tuple(a + s if isinstance(s, int) else s for a, s in zip(at, sizes, strict=True)),
+        "limit_indices": tuple(
+            a + s if isinstance(s, int) else s for a, s in zip(at, sizes, strict=True)
+        ),
         "strides": None,
     }
     sliced = dataclasses.replace(e, name="slice", params=params, primitive=lax.slice_p)
@@ -765,7 +846,9 @@ class _StaticUpdate:
         self._inner, self._at = e.primitive, at
 
     def bind(self, x: Any, update: Any, **params: Any) -> Any:
-        return self._inner.bind(x, update, *(jnp.asarray(a) for a in self._at), **params)
+        return self._inner.bind(
+            x, update, *(jnp.asarray(a) for a in self._at), **params
+        )
 
 
 @rule("writes at positions known while tracing", "scatter")
@@ -811,4 +894,3 @@ def _iota(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     if any(isinstance(s, Size) for s in shape):
         return [tr.constant_vector(value, shape, e.outputs[0].dtype)]
     return [Value(shape, "fixed", (Known(value),), dtype=np.dtype(e.outputs[0].dtype))]
-

@@ -51,7 +51,11 @@ def _over_index(tr: Tracer, x: Value, axes: tuple[int, ...]) -> Value:
             continue
         if isinstance(leaf, Data):
             ref = tr.emit.data(leaf, before, tr.where)
-            leaves.append(Data(tr.emit.call(lambda t: jnp.sum(t, axis=axes), [ref], tr.where), out))
+            leaves.append(
+                Data(
+                    tr.emit.call(lambda t: jnp.sum(t, axis=axes), [ref], tr.where), out
+                )
+            )
             continue
         summed = iter(range(len(out), len(out) + len(axes)))
         maps = [
@@ -80,16 +84,22 @@ def _over_width(tr: Tracer, x: Value) -> Value:
             total = total + ratio * np.broadcast_to(leaf.value, full).sum(axis=axis)
             continue
         ref = mean_over_width(tr, leaf, full)
-        refs.append(tr.emit.call(lambda t, r=ratio: r * jnp.sum(t, axis=axis), [ref], tr.where))
+        refs.append(
+            tr.emit.call(lambda t, r=ratio: r * jnp.sum(t, axis=axis), [ref], tr.where)
+        )
     power = x.power + 1
     if not refs:
         return Value(shape, "fixed", (Known(total),), power=power)
     if total.any():
         refs.append(tr.emit.constant(total, tr.where))
-    result = refs[0] if len(refs) == 1 else tr.emit.call(lambda *a: sum(a[1:], a[0]), refs, tr.where)
-    return Value(shape, "fixed", (Data(result, tuple(int(s) for s in shape)),), power=power)
-
-
+    result = (
+        refs[0]
+        if len(refs) == 1
+        else tr.emit.call(lambda *a: sum(a[1:], a[0]), refs, tr.where)
+    )
+    return Value(
+        shape, "fixed", (Data(result, tuple(int(s) for s in shape)),), power=power
+    )
 
 
 @rule(
@@ -138,7 +148,9 @@ def _folded(
     for position in np.ndindex(*(before[a] for a in axes)):
         at = dict(zip(axes, position, strict=True))
         maps = [
-            AxisMap((), np.asarray(at[a])) if a in at else AxisMap.identity(kept.index(a), s)
+            AxisMap((), np.asarray(at[a]))
+            if a in at
+            else AxisMap.identity(kept.index(a), s)
             for a, s in enumerate(before)
         ]
         one = view(tr, line, maps, out)
@@ -152,7 +164,9 @@ def cumsum(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     (x,) = ins
     axis, reverse = e.params["axis"], e.params["reverse"]
     if isinstance(x, MatrixValue) or axis == x.axis:
-        raise tr.refuse("A cumulative sum along a wide axis: coordinates have no order. The call")
+        raise tr.refuse(
+            "A cumulative sum along a wide axis: coordinates have no order. The call"
+        )
     if x.kind == "fixed" and not x.wide:
         return on_tensors(tr, e, ins, x.power)
     if tr.dry and x.wide:

@@ -14,7 +14,28 @@ from ..program import Dim
 # Highly composite, so that heads and groups divide; the primes keep sizes apart.
 _BASE = 20160
 RAY = 3
-_PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89)
+_PRIMES = (
+    11,
+    13,
+    17,
+    19,
+    23,
+    29,
+    31,
+    37,
+    41,
+    43,
+    47,
+    53,
+    59,
+    61,
+    67,
+    71,
+    73,
+    79,
+    83,
+    89,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,7 +115,9 @@ def trials(ratios: Mapping[str, float]) -> list[dict[str, int]]:
     count = len(exact)
     others = [
         {
-            n: int(r * whole) * _BASE * _PRIMES[(RAY + t * (count + 1) + i) % len(_PRIMES)]
+            n: int(r * whole)
+            * _BASE
+            * _PRIMES[(RAY + t * (count + 1) + i) % len(_PRIMES)]
             for i, (n, r) in enumerate(exact.items())
         }
         for t in range(count if count > 1 else 0)
@@ -117,7 +140,9 @@ class Solver:
         self._exact = [[Fraction(a[n]) for n in self._names] for a in assignments]
         # The common scale on the ray.
         self._scale = [
-            float(a[n]) / r for a in assignments[:RAY] for n, r in list(ratios.items())[:1]
+            float(a[n]) / r
+            for a in assignments[:RAY]
+            for n, r in list(ratios.items())[:1]
         ]
 
     def extent(self, values: Sequence[int], where: str) -> Extent:
@@ -135,7 +160,9 @@ class Solver:
                 f"linear form in the widths{where}."
             )
         coefficients, constant = solved
-        terms = tuple(sorted((n, c) for n, c in zip(self._names, coefficients, strict=True) if c))
+        terms = tuple(
+            sorted((n, c) for n, c in zip(self._names, coefficients, strict=True) if c)
+        )
         return Size(terms, constant)
 
     def scalar(self, values: Sequence[float], where: str) -> Scaled:
@@ -166,7 +193,9 @@ class Solver:
             return None
         value = float(constants[0])
         rounded = float(f"{value:.14g}")
-        return Scaled(rounded if abs(rounded - value) < 4e-15 * abs(value) else value, power)
+        return Scaled(
+            rounded if abs(rounded - value) < 4e-15 * abs(value) else value, power
+        )
 
     def _leading(self, v: list[Fraction]) -> Scaled | None:
         """The leading order of a linear form in the widths, such as n - 1."""
@@ -179,7 +208,10 @@ class Solver:
         return Scaled(float(total) / self._scale[0], Fraction(1)) if total else None
 
     def _linear(self, v: list[Fraction]) -> tuple[list[Fraction], Fraction] | None:
-        rows = [[*row, Fraction(1), value] for row, value in zip(self._exact, v, strict=True)]
+        rows = [
+            [*row, Fraction(1), value]
+            for row, value in zip(self._exact, v, strict=True)
+        ]
         solution = _solve(rows, len(self._names) + 1)
         if solution is None:
             return None
@@ -187,7 +219,8 @@ class Solver:
 
     def _shown(self) -> list[dict[str, int]]:
         return [
-            {n: int(x) for n, x in zip(self._names, row, strict=True)} for row in self._exact
+            {n: int(x) for n, x in zip(self._names, row, strict=True)}
+            for row in self._exact
         ]
 
 
@@ -203,7 +236,9 @@ def _solve(rows: list[list[Fraction]], unknowns: int) -> list[Fraction] | None:
         rows[column] = [x / head for x in rows[column]]
         for r, row in enumerate(rows):
             if r != column and row[column]:
-                rows[r] = [x - row[column] * y for x, y in zip(row, rows[column], strict=True)]
+                rows[r] = [
+                    x - row[column] * y for x, y in zip(row, rows[column], strict=True)
+                ]
     if any(row[-1] for row in rows[unknowns:]):
         return None
     return [row[-1] for row in rows[:unknowns]]

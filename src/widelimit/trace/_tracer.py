@@ -182,7 +182,9 @@ class Tracer:
             if self.dry:
                 # Orders mean nothing before lines are written.
                 outs = [
-                    o if isinstance(o, Key) else dataclasses.replace(o, power=Fraction(0))
+                    o
+                    if isinstance(o, Key)
+                    else dataclasses.replace(o, power=Fraction(0))
                     for o in outs
                 ]
             for var, value in zip(equation.outputs, outs, strict=True):
@@ -201,11 +203,17 @@ class Tracer:
         if name != "random_bits" and any(isinstance(v, Key) for v in ins):
             return [Key(o.shape) for o in equation.outputs]
         if name not in RULES:
-            plain = all(isinstance(v, Value) and v.kind == "fixed" and not v.wide for v in ins)
-            if not plain or any(isinstance(s, Size) for o in equation.outputs for s in o.shape):
+            plain = all(
+                isinstance(v, Value) and v.kind == "fixed" and not v.wide for v in ins
+            )
+            if not plain or any(
+                isinstance(s, Size) for o in equation.outputs for s in o.shape
+            ):
                 raise self.refuse(f"The primitive `{name}` has no rule")
             if any(v.power != 0 for v in ins):
-                raise self.diverges(f"The argument of `{name}`", max(v.power for v in ins))
+                raise self.diverges(
+                    f"The argument of `{name}`", max(v.power for v in ins)
+                )
             return on_tensors(self, equation, ins, Fraction(0))
         return RULES[name].apply(self, equation, ins)
 
@@ -241,8 +249,13 @@ class Tracer:
         size = shape[axis]
         assert isinstance(size, Size)
         layout = self.fresh(size)
-        leaves = None if self.dry else tuple(
-            Known(np.broadcast_to(value, leaf_shape(shape, axis, b))) for b in blocks(layout)
+        leaves = (
+            None
+            if self.dry
+            else tuple(
+                Known(np.broadcast_to(value, leaf_shape(shape, axis, b)))
+                for b in blocks(layout)
+            )
         )
         return Value(shape, "fixed", leaves, axis, layout, dtype=np.dtype(dtype))
 
@@ -262,7 +275,11 @@ class Tracer:
         return dataclasses.replace(value, leaves=tuple(leaves))
 
     def _tap(self, name: str, value: Any) -> Any:
-        if isinstance(value, Value) and value.leaves is not None and value.kind != "bits":
+        if (
+            isinstance(value, Value)
+            and value.leaves is not None
+            and value.kind != "bits"
+        ):
             value = self.written(value)
             self.taps.append((name, value))
         return value

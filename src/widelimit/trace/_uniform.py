@@ -13,7 +13,9 @@ from ._values import Pending, Value
 if TYPE_CHECKING:
     from ._tracer import Tracer
 
-_UNIFORM: Expr = Call("mul", (Const(0.5), Call("erfc", (Call("mul", (Arg(0), Const(-math.sqrt(0.5)))),))))
+_UNIFORM: Expr = Call(
+    "mul", (Const(0.5), Call("erfc", (Call("mul", (Arg(0), Const(-math.sqrt(0.5)))),)))
+)
 """Phi(z): uniform on [0, 1] for a standard Gaussian z."""
 
 
@@ -39,9 +41,13 @@ def without_uniform(fn: Expr) -> Expr:
         case ("max", (x, Const(low))) | ("max", (Const(low), x)) if low <= 0.0:
             if gaussian_of(x) is not None:
                 return x
-        case ("lt" | "le" | "gt" | "ge" as op, (x, Const(p))) if gaussian_of(x) is not None:
+        case ("lt" | "le" | "gt" | "ge" as op, (x, Const(p))) if (
+            gaussian_of(x) is not None
+        ):
             return _threshold(op, gaussian_of(x), p)
-        case ("lt" | "le" | "gt" | "ge" as op, (Const(p), x)) if gaussian_of(x) is not None:
+        case ("lt" | "le" | "gt" | "ge" as op, (Const(p), x)) if (
+            gaussian_of(x) is not None
+        ):
             turned = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}[op]
             return _threshold(turned, gaussian_of(x), p)
         case ("erf_inv", (x,)):
@@ -72,11 +78,11 @@ def _threshold(op: str, z: Expr | None, p: float) -> Expr:
 def _symmetric(fn: Expr) -> Expr | None:
     """The z of 2 Phi(z) - 1, as `jax.random.normal` writes it."""
     match fn:
-        case Call("max", (x, Const(low))) | Call("max", (Const(low), x)) if abs(low + 1) < 1e-6:
+        case Call("max", (x, Const(low))) | Call("max", (Const(low), x)) if (
+            abs(low + 1) < 1e-6
+        ):
             return _symmetric(x)
         case Call("add", (Call("mul", (x, Const(c))), Const(low))):
             if abs(c - 2) < 1e-6 and abs(low + 1) < 1e-6:
                 return gaussian_of(x)
     return None
-
-

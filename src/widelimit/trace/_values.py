@@ -144,7 +144,9 @@ class Key:
     kind: str = "key"
 
 
-def leaf_shape(shape: tuple[Extent, ...], axis: int | None, block: Block | None) -> tuple[int, ...]:
+def leaf_shape(
+    shape: tuple[Extent, ...], axis: int | None, block: Block | None
+) -> tuple[int, ...]:
     """The shape of a leaf: the wide axis has the size of the block's copies."""
     out = []
     for i, s in enumerate(shape):

@@ -41,10 +41,16 @@ def _append(terms: list[Term], term: Term) -> None:
 
 def _joined(x: Term, y: Term) -> Term | None:
     """Two views of one line that are inside at different positions of one axis, as one."""
-    same = (x.x, x.scale, x.sums) == (y.x, y.scale, y.sums) and not x.tensors and not y.tensors
+    same = (
+        (x.x, x.scale, x.sums) == (y.x, y.scale, y.sums)
+        and not x.tensors
+        and not y.tensors
+    )
     if not same or x.x is None:
         return None
-    different = [i for i, (p, q) in enumerate(zip(x.maps, y.maps, strict=True)) if p != q]
+    different = [
+        i for i, (p, q) in enumerate(zip(x.maps, y.maps, strict=True)) if p != q
+    ]
     if len(different) != 1:
         return None
     (i,) = different
@@ -64,25 +70,36 @@ def view(
 ) -> Linear:
     """A combination read at maps over the letters of `out`, then of `sums`."""
     try:
-        terms = tuple(_view_term(tr, t, maps, len(linear.shape), out, sums) for t in linear.terms)
+        terms = tuple(
+            _view_term(tr, t, maps, linear.shape, out, sums) for t in linear.terms
+        )
     except _NeedsMapError:
         # A tensor coefficient would be read at a map: write the combination first.
         line = Linear.of(tr.emit.ref(linear, linear.shape, tr.where), linear.shape)
-        terms = tuple(_view_term(tr, t, maps, len(linear.shape), out, sums) for t in line.terms)
+        terms = tuple(
+            _view_term(tr, t, maps, linear.shape, out, sums) for t in line.terms
+        )
     return Linear(terms, out)
 
 
 def _view_term(
-    tr: "Tracer", t: Term, maps: Sequence[AxisMap], old: int, out: tuple[int, ...], sums: tuple[int, ...]
+    tr: "Tracer",
+    t: Term,
+    maps: Sequence[AxisMap],
+    before: tuple[int, ...],
+    out: tuple[int, ...],
+    sums: tuple[int, ...],
 ) -> Term:
     # The term's own summed letters follow, in order.
     new = len(out) + len(sums)
     own = range(new, new + len(t.sums))
     full = [*maps, *(AxisMap.identity(a, s) for a, s in zip(own, t.sums, strict=True))]
-    sizes = (*out, *sums, *t.sums)
+    sizes, old = (*out, *sums, *t.sums), (*before, *t.sums)
     tensors = []
     for arg in t.tensors:
-        letters = [-1 if a < 0 else _letter(full[a], sizes) for a in arg.letters]
+        letters = [
+            -1 if a < 0 else _letter(full[a], old[a], sizes) for a in arg.letters
+        ]
         tensors.append(TensorArg(arg.ref, tuple(letters)))
     moved = [compose(m, full) for m in t.maps]
     read = {a for m in t.maps for a in m.letters}
@@ -109,9 +126,13 @@ def only_inside(m: AxisMap, other: AxisMap) -> AxisMap:
     return AxisMap(letters, np.where(spread(other) >= 0, spread(m), -1))
 
 
-def _letter(m: AxisMap, sizes: Sequence[int]) -> int:
-    """The letter that a map is, whole."""
-    if len(m.letters) == 1 and m.is_identity and m.table.size == sizes[m.letters[0]]:
+def _letter(m: AxisMap, size: int, sizes: Sequence[int]) -> int:
+    """The letter that a map is, of the whole axis of this size."""
+    if (
+        len(m.letters) == 1
+        and m.is_identity
+        and m.table.size == sizes[m.letters[0]] == size
+    ):
         return m.letters[0]
     raise _NeedsMapError
 
@@ -127,7 +148,9 @@ def compose(outer: AxisMap, inner: Sequence[AxisMap]) -> AxisMap:
     tables = []
     for m in used:
         shape = iter(m.table.shape)
-        tables.append(m.table.reshape([next(shape) if a in m.letters else 1 for a in letters]))
+        tables.append(
+            m.table.reshape([next(shape) if a in m.letters else 1 for a in letters])
+        )
     if not tables:
         return outer
     values = outer.table[tuple(np.maximum(t, 0) for t in tables)]
@@ -167,7 +190,9 @@ def _valid(maps: Sequence[AxisMap], shape: tuple[int, ...]) -> np.ndarray:
     covered = np.ones(shape, bool)
     for m in maps:
         sizes = iter(m.table.shape)
-        table = m.table.reshape([next(sizes) if a in m.letters else 1 for a in range(len(shape))])
+        table = m.table.reshape(
+            [next(sizes) if a in m.letters else 1 for a in range(len(shape))]
+        )
         covered = covered & (table >= 0)
     return covered
 
@@ -179,12 +204,17 @@ def _masked(maps: list[AxisMap], valid: np.ndarray) -> list[AxisMap]:
         for axis in range(valid.ndim)
         if valid.shape[axis] > 1 and (valid != np.take(valid, [0], axis=axis)).any()
     }
-    costs = [len(letters | set(m.letters)) for m in maps]
-    best = int(np.argmin(costs))
+    # Of equals, the axis that stands at the letter: neighbouring pieces then join.
+    costs = [
+        (len(letters | set(m.letters)), i not in letters) for i, m in enumerate(maps)
+    ]
+    best = costs.index(min(costs))
     chosen = maps[best]
     joint = tuple(sorted(letters | set(chosen.letters)))
     sizes = iter(chosen.table.shape)
-    table = chosen.table.reshape([next(sizes) if a in chosen.letters else 1 for a in joint])
+    table = chosen.table.reshape(
+        [next(sizes) if a in chosen.letters else 1 for a in joint]
+    )
     rest = tuple(a for a in range(valid.ndim) if a not in joint)
     mask = valid.any(axis=rest)
     maps = list(maps)
@@ -192,9 +222,7 @@ def _masked(maps: list[AxisMap], valid: np.ndarray) -> list[AxisMap]:
     return maps
 
 
-def stretched(
-    tr: "Tracer", linear: Linear, out: tuple[int, ...]
-) -> Linear:
+def stretched(tr: "Tracer", linear: Linear, out: tuple[int, ...]) -> Linear:
     """A combination whose axes of size one are repeated to the shape `out`."""
     maps = [
         AxisMap((), np.asarray(0)) if s == 1 else AxisMap.identity(i, s)
