@@ -23,6 +23,7 @@ from .program import Handle, ProgramBuilder, TensorProgram
 from .program import parse as parse_program
 from .report import Explanation, Formula, explain, formula
 from .trace import Constant, Network, Normal, Traced, compile_network, path_name
+from .transform import normal_form
 
 
 class Program(ProgramBuilder):
@@ -415,7 +416,9 @@ class Limit:
         key = (_key(one), batch)
         if key not in self._networks:
             draws = () if batch else fresh_draws(self.f, self.params, x)
-            self._networks[key] = compile_network(self.f, self.params, one, draws)
+            network = compile_network(self.f, self.params, one, draws)
+            done = normal_form(network.program, network.needed)
+            self._networks[key] = network.moved(done.program, done.place)
             self._check_output(self._networks[key], one)
         return self._networks[key]
 

@@ -7,10 +7,12 @@ turns a convolution into shifts and additions.
 """
 
 import dataclasses
+import math
 import string
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -148,9 +150,10 @@ def _is_letter(index: Index, size: int) -> bool:
 def _sum_letter(factor: Factor, letter: Letter, letters: Letters) -> Factor:
     total: Any = None
     fixed: tuple[Index, ...] = ()
+    array = factor.array if isinstance(factor.array, np.ndarray) else _once(factor.array)
     for value in range(letters.sizes[letter]):
         indices = tuple(_fix(i, letter, value) for i in factor.indices)
-        shifted = _shift_touched(Factor(factor.array, indices), factor, letter, letters)
+        shifted = _shift_touched(Factor(array, indices), factor, letter, letters)
         total = shifted.array if total is None else total + shifted.array
         fixed = shifted.indices
     return Factor(total, fixed)
@@ -249,41 +252,47 @@ def _gather(factor: Factor, letters: Letters) -> Factor:
     return Factor(taken, tuple(letters.identity(a) for a in order))
 
 
-def _einsum(
-    factors: Sequence[Factor], out: tuple[Letter, ...], letters: Letters
-) -> Any:
-    names = {}
-
-    def name(letter: Letter) -> str:
-        if letter not in names:
-            names[letter] = string.ascii_letters[len(names)]
-        return names[letter]
-
-    terms = ["".join(name(i.letters[0]) for i in f.indices) for f in factors]
+def _einsum(factors: Sequence[Factor], out: tuple[Letter, ...], letters: Letters) -> Any:
+    scalars = [f.array for f in factors if not f.indices]
+    factors = [f for f in factors if f.indices]
     present = {a for f in factors for a in f.letters()}
-    kept = [a for a in out if a in present]
-    target = "".join(name(a) for a in kept)
+    number = math.prod(float(s) for s in scalars if isinstance(s, np.ndarray))
+    traced = [s for s in scalars if not isinstance(s, np.ndarray)]
+    value = _contracted(factors, [a for a in out if a in present]) if factors else None
+    for array in traced:
+        value = array if value is None else value * array
+    if value is None:
+        value = jnp.asarray(number)
+    elif number != 1.0:
+        value = value * number
+    return value.reshape([letters.sizes[a] if a in present else 1 for a in out])
+
+
+def _contracted(factors: Sequence[Factor], kept: Sequence[Letter]) -> Any:
+    """The product of factors that are read at letters, summed over those not kept."""
     arrays = [f.array for f in factors]
-    if not arrays:
-        value = jnp.ones(())
-    elif len(arrays) == 1 and terms[0] == target:
-        value = jnp.asarray(arrays[0])
-    elif not any(terms):
-        value = arrays[0]
-        for a in arrays[1:]:
-            value = value * a
-        value = jnp.asarray(value)
-    else:
-        dtype = jnp.result_type(
-            *(a for a in arrays if not isinstance(a, np.ndarray)), jnp.float32
-        )
-        if all(isinstance(a, np.ndarray) for a in arrays):
-            dtype = jnp.result_type(float)
-        value = jnp.einsum(
-            ",".join(terms) + "->" + target,
-            *(jnp.asarray(a, dtype) for a in arrays),
-            optimize="optimal" if len(arrays) < 6 else "greedy",
-            precision=lax.Precision.HIGHEST,
-        )
-    shape = [letters.sizes[a] if a in present else 1 for a in out]
-    return value.reshape(shape)
+    names: dict[Letter, str] = {}
+    for a in (a for f in factors for i in f.indices for a in i.letters):
+        names.setdefault(a, string.ascii_letters[len(names)])
+    terms = ["".join(names[i.letters[0]] for i in f.indices) for f in factors]
+    target = "".join(names[a] for a in kept)
+    if len(arrays) == 1 and terms[0] == target:
+        return jnp.asarray(arrays[0])
+    traced = [a for a in arrays if not isinstance(a, np.ndarray)]
+    dtype = jnp.result_type(*traced, jnp.float32) if traced else jnp.result_type(float)
+    arrays = [jnp.asarray(a, dtype) for a in arrays]
+    if all(len(set(t)) == len(t) and set(t) <= set(target) for t in terms):
+        # Nothing is summed: XLA compiles products several times faster than einsums.
+        return math.prod(_aligned(a, t, target) for a, t in zip(arrays, terms, strict=True))
+    return jnp.einsum(
+        ",".join(terms) + "->" + target,
+        *arrays,
+        optimize="optimal" if len(arrays) < 6 else "greedy",
+        precision=lax.Precision.HIGHEST,
+    )
+
+
+def _aligned(array: Any, term: str, target: str) -> Any:
+    """The array with its axes in the order of the target, and axes of size 1 between."""
+    array = jnp.transpose(array, sorted(range(len(term)), key=lambda i: target.index(term[i])))
+    return jnp.expand_dims(array, [i for i, a in enumerate(target) if a not in term])

@@ -3,17 +3,20 @@
 With slope alpha for x < 0 and beta for x > 0,
 
     E f(u) f(v) = ((alpha + beta) / 2)^2 c + ((beta - alpha) / 2)^2 E|u||v|,
-    E|u||v| = (2 / pi) (s + c atan2(c, s)),   s = sqrt(a b - c^2).
+    E|u||v| = (2 / pi) (s + c asin(c / g)),   s = sqrt(g^2 - c^2), g = sqrt(a b)
+            = |c| + 2 g e^(3/2) R(e),         e = 1 - |c| / g.
 
 The general formulas of `_dual` contain this one; here it costs a dozen operations instead
-of three hundred, and networks spend their time in it. Near |rho| = 1 the cancellation in s
-is harmless: the derivative of E|u||v| with respect to s vanishes there.
+of three hundred, and networks spend their time in it. R is analytic on 0 <= e <= 1, and a
+polynomial for it is ten times faster than an inverse trigonometric function.
 
 References:
     Cho and Saul (2009), https://papers.nips.cc/paper/3628.
 """
 
+import functools
 import math
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -62,8 +65,40 @@ def dual(
 @jax.custom_jvp
 def absolute(a: Array, b: Array, c: Array) -> Array:
     """E|u||v|."""
-    s = jnp.sqrt(jnp.maximum(a * b - c * c, 0))
-    return (2 / math.pi) * (s + c * jnp.arctan2(c, s))
+    size = jnp.abs(c)
+    g = jnp.sqrt(a) * jnp.sqrt(b)
+    gap = jnp.maximum(g - size, 0)
+    e = gap / jnp.where(g > 0, g, 1)
+    dtype = jnp.result_type(a, b, c)
+    rest = jnp.zeros((), dtype)
+    for coefficient in _coefficients(dtype.itemsize):
+        rest = rest * e + jnp.asarray(coefficient, dtype)
+    return size + gap * jnp.sqrt(e) * rest
+
+
+@functools.cache
+def _coefficients(itemsize: int) -> tuple[float, ...]:
+    """2 R(e) to the accuracy of a float, as a polynomial with the highest power first.
+
+    Its Taylor series, economised on [0, 1] (Lanczos): from the last power on, each is
+    replaced by lower ones through the shifted Chebyshev polynomial of its degree. In
+    fractions, as the conversion would cost digits.
+    """
+    degree, terms = (16, 50) if itemsize > 4 else (6, 30)
+    series = [
+        Fraction(math.comb(2 * k, k), 8**k * (2 * k + 1) * (2 * k + 3))
+        for k in range(terms)
+    ]
+    chebyshev = [[1], [-1, 2]]
+    for _ in range(2, terms):
+        last, before = chebyshev[-1], [*chebyshev[-2], 0, 0]
+        doubled = zip([0, *last], [*last, 0], before, strict=True)
+        chebyshev.append([4 * up - 2 * same - old for up, same, old in doubled])
+    for k in range(terms - 1, degree, -1):
+        top = series.pop() / chebyshev[k][k]
+        series = [s - top * t for s, t in zip(series, chebyshev[k][:k], strict=True)]
+    scale = 4 * math.sqrt(2) / math.pi
+    return tuple(scale * float(s) for s in reversed(series))
 
 
 @absolute.defjvp

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .._jax import is_concrete
+
 # Memory for the intermediate arrays of one tile. Larger tiles leave the cache.
 _TILE_BYTES = 32 * 2**20
 _MAX_SIDE = 512
@@ -41,10 +43,10 @@ class BlockKernel:
         # Jitted, so that measuring a pair and mapping it trace it once.
         self._pair, self._same, self._swap = jax.jit(pair), jax.jit(same), swap
         self._sides: dict[Any, tuple[int, int]] = {}
-        self._nested = jax.jit(self._nested_tile)
-        self._by_rows = jax.jit(self._row_tile)
+        self._nested = _compiled(self._nested_tile)
+        self._by_rows = _compiled(self._row_tile)
         self._join = jax.jit(self._joined)
-        self._mirror = jax.jit(self._mirrored)
+        self._mirror = _compiled(self._mirrored)
 
     def __call__(
         self, shared: Any, x1: Any, x2: Any | None, progress: Progress | None = None
@@ -129,6 +131,25 @@ class BlockKernel:
                 cols = int(max(1, min(_MAX_SIDE, _TILE_BYTES // (4 * pair))))
                 self._sides[key] = (_ROWS, min(cols, _ROWS))
         return self._sides[key]
+
+
+def _compiled(f: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.jit(f)`, with the optimisation barriers of `f` respected.
+
+    XLA removes them on the CPU before it fuses, and then computes a layer anew for every
+    shift of the convolution that follows. Only an outermost jit takes options.
+    """
+    options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    nested = jax.jit(f)
+    cpu = jax.default_backend() == "cpu"
+    outermost = jax.jit(f, compiler_options=options) if cpu else nested
+
+    def call(*args: Any) -> Any:
+        # Inside a trace even a new array is a tracer.
+        alone = all(is_concrete(a) for a in jax.tree.leaves((args, jnp.zeros(()))))
+        return (outermost if alone else nested)(*args)
+
+    return call
 
 
 def _bytes(jaxpr: Any) -> int:

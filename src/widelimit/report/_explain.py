@@ -8,7 +8,7 @@ import numpy as np
 from .. import scalar
 from ..asymptotics import Engine
 from ..gaussian import growth
-from ..program import MatIn, MatMul, Nonlin, Moment
+from ..program import MatIn, MatMul, Moment, Nonlin
 from ..trace import Network
 
 

@@ -13,8 +13,8 @@ from ._declare import constant as constant
 from ._declare import normal as normal
 from ._declare import sample as sample
 from ._declare import tap as tap
-from ._declare import width as width
 from ._declare import trial_shape as trial_shape
+from ._declare import width as width
 from ._declare import widths_are as widths_are
 from ._declare import widths_in as widths_in
 from ._tracer import RULES as RULES

@@ -67,6 +67,28 @@ class Network:
     notes: tuple[str, ...]
     checks: tuple[Check, ...]
 
+    @property
+    def needed(self) -> tuple[Ref, ...]:
+        """The lines that anything asks for."""
+        traced = (self.output, *self.taps.values())
+        return tuple(r for t in traced for r, _ in t.refs) + tuple(
+            c.ref for c in self.checks
+        )
+
+    def moved(self, program: TensorProgram, place: Mapping[Ref, Ref]) -> "Network":
+        """The network in a rewritten program, where line `r` is line `place[r]`."""
+
+        def move(t: Traced) -> Traced:
+            return dataclasses.replace(t, refs=tuple((place[r], w) for r, w in t.refs))
+
+        return Network(
+            program,
+            move(self.output),
+            {name: move(t) for name, t in self.taps.items()},
+            self.notes,
+            tuple(dataclasses.replace(c, ref=place[c.ref]) for c in self.checks),
+        )
+
 
 def compile_network(
     f: Callable[..., Any], params: Any, x: Any, per_example: tuple[bool, ...] = ()
@@ -385,20 +407,14 @@ def _network(tracer: Tracer, out: Any) -> Network:
         )
     everything = [out, *(v for _, v in pending_taps)]
     traced = [_traced(tracer, v) for v in everything]
-    roots = [r for t in traced for r, _ in t.refs] + [c.ref for c in tracer.checks]
-    lines, place = tracer.emit.live(roots)
-
-    def moved(t: Traced) -> Traced:
-        return dataclasses.replace(t, refs=tuple((place[r], w) for r, w in t.refs))
-
-    taps = {name: moved(t) for name, t in zip(names, traced[1:], strict=True)}
+    taps = dict(zip(names, traced[1:], strict=True))
     program = TensorProgram(
-        tuple(lines),
-        tuple(place[r] for r, _ in traced[0].refs),
+        tuple(tracer.emit.lines),
+        tuple(r for r, _ in traced[0].refs),
         tuple((name, r) for name, t in taps.items() for r, _ in t.refs),
     )
-    checks = tuple(dataclasses.replace(c, ref=place[c.ref]) for c in tracer.checks)
-    return Network(program, moved(traced[0]), taps, tuple(tracer.notes), checks)
+    notes, checks = tuple(tracer.notes), tuple(tracer.checks)
+    return Network(program, traced[0], taps, notes, checks)
 
 
 def _traced(tracer: Tracer, v: Value) -> Traced:

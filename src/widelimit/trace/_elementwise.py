@@ -17,7 +17,6 @@ from ..scalar import Arg, Call, Const, Expr
 from ._fixed import fold, refuse_labels
 from ._tracer import Tracer, rule
 from ._uniform import uniform_of, without_uniform
-from ._views import combined, stretched
 from ._values import (
     Data,
     Known,
@@ -29,6 +28,7 @@ from ._values import (
     is_zero,
     uniform,
 )
+from ._views import combined, stretched
 
 _PASS = {"stop_gradient", "copy", "copy_p", "reduce_precision", "name", "real"}
 _LINEAR = {"add", "add_any", "sub", "mul", "div", "neg"}
@@ -422,7 +422,7 @@ def _dropped(tr: Tracer, v: Value, top: Fraction) -> Value:
 
 
 def _vanishing(tr: Tracer, e: Equation, x: Value) -> Value:
-    """phi of an argument of negative order: phi(0), or else its linear part."""
+    """Phi of an argument of negative order: phi(0), or else its linear part."""
     fn = scalar.apply_primitive(e.name, e.params, [Arg(0)])
     with jax.ensure_compile_time_eval(), enable_x64():
         at_zero = float(scalar.evaluate(fn, [jnp.asarray(0.0)]))

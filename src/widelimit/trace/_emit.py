@@ -15,8 +15,8 @@ from ..program import (
     Array,
     Constant,
     Elementwise,
-    Line,
     LinComb,
+    Line,
     Map,
     Moment,
     Nonlin,
@@ -29,7 +29,6 @@ from ..program import (
     VecIn,
     Vector,
     identity_maps,
-    operands,
     type_of,
 )
 from ..scalar import Arg, Const, Expr
@@ -272,45 +271,6 @@ class Emitter:
             ),
             stored,
         )
-
-    def live(self, roots: Sequence[Ref]) -> tuple[list[Line], dict[Ref, Ref]]:
-        """The lines that the roots need, renumbered."""
-        needed: set[Ref] = set()
-        stack = list(roots)
-        while stack:
-            ref = stack.pop()
-            if ref not in needed:
-                needed.add(ref)
-                stack += operands(self.lines[ref])
-        place = {old: new for new, old in enumerate(sorted(needed))}
-        return [renumber(self.lines[old], place) for old in sorted(needed)], place
-
-
-def renumber(line: Line, place: dict[Ref, Ref]) -> Line:
-    """A line with its references moved."""
-
-    def args(tensors: tuple[TensorArg, ...]) -> tuple[TensorArg, ...]:
-        return tuple(dataclasses.replace(t, ref=place[t.ref]) for t in tensors)
-
-    change: dict[str, Any] = {}
-    for field in dataclasses.fields(line):
-        value = getattr(line, field.name)
-        if field.name in ("matrix", "x", "v"):
-            change[field.name] = place[value]
-        elif field.name == "xs" or (field.name == "args" and isinstance(line, Map)):
-            change[field.name] = tuple(place[r] for r in value)
-        elif field.name == "tensors":
-            change[field.name] = args(value)
-        elif field.name == "std" and isinstance(value, TensorArg):
-            change[field.name] = args((value,))[0]
-        elif field.name == "terms":
-            change[field.name] = tuple(
-                dataclasses.replace(
-                    t, x=None if t.x is None else place[t.x], tensors=args(t.tensors)
-                )
-                for t in value
-            )
-    return dataclasses.replace(line, **change)
 
 
 def _squeeze_broadcast(value: np.ndarray) -> np.ndarray:

@@ -14,13 +14,13 @@ from jax import lax
 
 from .._errors import UnsupportedError
 from .._jax import Equation, Var
-from ..program import AxisMap, Term, TensorArg
+from ..program import AxisMap, TensorArg, Term
 from ._fixed import fold, narrowed
 from ._layout import Axis, Major, Minor, Row, blocks, resolve, size_of
 from ._sizes import Extent, Shape, Size
 from ._tracer import Check, Tracer, rule
-from ._views import axis_maps, combined, compose, view
 from ._values import Data, Known, Leaf, Linear, MatrixValue, Value, leaf_shape
+from ._views import axis_maps, combined, view
 
 
 def move(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..program import AxisMap, Term, TensorArg
+from ..program import AxisMap, TensorArg, Term
 from ._values import Linear
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ def _view_term(
             continue
         # The term does not follow this index, but outside it there is nothing.
         if moved:
-            moved[0] = only_inside(moved[0], m)
+            i = a if a < len(moved) else 0
+            moved[i] = only_inside(moved[i], m)
         else:
             mask = tr.emit.constant(np.asarray(m.table >= 0, float), tr.where)
             tensors.append(TensorArg(mask, m.letters))

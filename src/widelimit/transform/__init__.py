@@ -1,0 +1,10 @@
+"""Program to program: one pass a file, and the pipeline that runs them.
+
+Every pass keeps the values of the lines that are kept, at every finite width.
+"""
+
+from ._drop_dead import drop_dead as drop_dead
+from ._merge_equal import merge_equal as merge_equal
+from ._pipeline import STAGES as STAGES
+from ._pipeline import Rewritten as Rewritten
+from ._pipeline import normal_form as normal_form
