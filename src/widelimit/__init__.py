@@ -1,7 +1,7 @@
 """widelimit: any neural network as a tensor program, and its infinite-width limit.
 
-Write a network as an ordinary JAX function, declare its parameters, and `limit` compiles
-it: `net.nngp(x1, x2)` is the kernel of the Gaussian process that it becomes.
+Write a network as an ordinary JAX function, declare its parameters, and `limit`
+compiles it: `net.nngp(x1, x2)` is the kernel of the Gaussian process that it becomes.
 """
 
 import importlib

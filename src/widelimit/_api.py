@@ -77,12 +77,14 @@ class LimitOfProgram:
         ref = (self._program[x] if isinstance(x, str) else x).ref
         if not isinstance(x, str) and x.program is not self._program:
             raise InputError(
-                f"The line `{x.name}` belongs to another program: ask that program's limit."
+                f"The line `{x.name}` belongs to another program: ask that program's "
+                "limit."
             )
         if ref >= len(self._limit._program.lines):
             raise InputError(
-                f"The line `{self._program.tensor_program.lines[ref].name}` was written after "
-                f"`limit()` was called (the program has {known} lines now): call it again."
+                f"The line `{self._program.tensor_program.lines[ref].name}` was "
+                f"written after `limit()` was called (the program has {known} lines "
+                "now): call it again."
             )
         return ref
 
@@ -108,8 +110,8 @@ def limit(
     Args:
         f: the network, `f(params, x)`: an ordinary JAX function, batched over axis 0 of
             `x`, that returns one array (N, *I, O) or (N,).
-        params: a pytree of `wl.normal` and `wl.constant` declarations; other arrays in it
-            are passed to `f` as they are.
+        params: a pytree of `wl.normal` and `wl.constant` declarations; other arrays in
+            it are passed to `f` as they are.
         trace_axes: axes of the output over which the kernel is averaged.
         parameterization: sets that of all parameters that have none; see `wl.normal`.
 
@@ -160,13 +162,13 @@ def _check_params(params: Any) -> None:
             and not hasattr(p, "dtype")
         ):
             raise InputError(
-                f"The parameter `{path_name(path)}` is {p!r}: declare it with `wl.normal` or "
-                "`wl.constant`, or give an array."
+                f"The parameter `{path_name(path)}` is {p!r}: declare it with "
+                "`wl.normal` or `wl.constant`, or give an array."
             )
     if not any(isinstance(p, Normal) for _, p in paths):
         raise InputError(
-            "No parameter is random: declare them with `wl.normal` and `wl.width`, as in "
-            "`n = wl.width('n'); params = {'W': wl.normal((784, n))}`."
+            "No parameter is random: declare them with `wl.normal` and `wl.width`, as "
+            "in `n = wl.width('n'); params = {'W': wl.normal((784, n))}`."
         )
 
 
@@ -427,21 +429,22 @@ class Limit:
             return self._network(two)
         except ShapeMismatchError as error:
             raise ShapeMismatchError(
-                f"`x2` has shape {_shapes(two)}, which the network cannot take; `x1` has shape "
-                f"{_shapes(one)}. {error}"
+                f"`x2` has shape {_shapes(two)}, which the network cannot take; `x1` "
+                f"has shape {_shapes(one)}. {error}"
             ) from error
 
     def _check_output(self, network: Network, x: Any) -> None:
         rows, shape = jax.tree.leaves(x)[0].shape[0], network.output.shape
         if not shape or shape[0] != rows:
             raise ShapeMismatchError(
-                f"The network should return (N, ..) for N inputs; for {rows} it returns an "
-                f"array of shape {shape}."
+                f"The network should return (N, ..) for N inputs; for {rows} it "
+                f"returns an array of shape {shape}."
             )
         for axis in self.trace_axes:
             if len(shape) > 1 and not -len(shape) <= axis < len(shape):
                 raise InputError(
-                    f"trace_axes has {axis}, but the output has {len(shape)} axes: {shape}."
+                    f"trace_axes has {axis}, but the output has {len(shape)} axes: "
+                    f"{shape}."
                 )
             if axis % max(len(shape), 1) == 0 and len(shape) > 1:
                 raise InputError("trace_axes names the batch axis of the output.")
@@ -458,14 +461,14 @@ class Limit:
             raise NoLimitError(_diverges("The output", out))
         if out.power < 0:
             warnings.warn(
-                f"The output vanishes like n^{out.power} with the width: its kernel is zero. "
-                "Is it divided by the width once too often?",
+                f"The output vanishes like n^{out.power} with the width: its kernel is "
+                "zero. Is it divided by the width once too often?",
                 stacklevel=3,
             )
         elif out.kind == "fixed":
             warnings.warn(
-                "The output converges to a constant: it has no readout with random weights, "
-                "and its kernel is zero.",
+                "The output converges to a constant: it has no readout with random "
+                "weights, and its kernel is zero.",
                 stacklevel=3,
             )
 
@@ -481,8 +484,8 @@ class Limit:
                 value = np.asarray(engine.tensor_or_zeros(0, c.ref))
                 if value.size and (value.min() < c.low or value.max() > c.high):
                     raise InputError(
-                        f"{c.what} is {value.min()} to {value.max()} for input {i}; it should "
-                        f"be in {c.low}..{c.high}."
+                        f"{c.what} is {value.min()} to {value.max()} for input {i}; it "
+                        f"should be in {c.low}..{c.high}."
                     )
 
     # Data -----------------------------------------------------------------------------
@@ -513,13 +516,14 @@ class Limit:
                 bad = np.argwhere(~np.isfinite(np.asarray(a)))
                 if len(bad):
                     raise InputError(
-                        f"`{name}` has {len(bad)} entries that are not finite, the first at "
-                        f"{tuple(int(i) for i in bad[0])}: clean the data first."
+                        f"`{name}` has {len(bad)} entries that are not finite, the "
+                        f"first at {tuple(int(i) for i in bad[0])}: clean the data "
+                        "first."
                     )
         return x
 
     def _shared(self, dtype: Any) -> dict[str, Any]:
-        """The arrays that every input of the program shares: standard deviations, arrays."""
+        """What every input of the program shares: standard deviations, arrays."""
         shared: dict[str, Any] = {}
         paths, _ = jax.tree_util.tree_flatten_with_path(self.params, is_leaf=_declared)
         for path, p in paths:
@@ -546,8 +550,8 @@ def _check_axes(x1: Any, x2: Any) -> None:
         np.ndim(p) != np.ndim(q) for p, q in zip(a, b, strict=True)
     ):
         raise ShapeMismatchError(
-            f"`x2` has shape {_shapes(x2)} and `x1` has shape {_shapes(x1)}: both hold inputs "
-            "along the first axis, with the same axes after it."
+            f"`x2` has shape {_shapes(x2)} and `x1` has shape {_shapes(x1)}: both hold "
+            "inputs along the first axis, with the same axes after it."
         )
 
 

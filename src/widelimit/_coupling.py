@@ -1,4 +1,4 @@
-"""Whether the inputs of a batch interact, found by running the network, not declared."""
+"""Whether inputs of a batch interact, found by running the network, not declared."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import numpy as np
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -21,9 +22,14 @@ _JAX = os.path.dirname(os.path.abspath(jax.__file__))
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Var:
-    """A value inside a graph; compared by identity."""
+    """A value inside a graph; compared by identity.
 
-    shape: tuple[int, ...]
+    Attributes:
+        shape: whole numbers; after alignment sizes in the widths stand among them.
+        dtype: its NumPy or JAX type.
+    """
+
+    shape: tuple[Any, ...]
     dtype: Any
 
 
@@ -89,7 +95,8 @@ def enable_x64(on: bool = True) -> Iterator[None]:
     else:
         from jax import experimental
 
-        context = experimental.enable_x64(on)
+        older: Any = experimental
+        context = older.enable_x64(on)
     with context:
         yield
 

@@ -181,7 +181,7 @@ def test_mean_is_the_integral(name):
 SMOOTH = [n for n, case in CASES.items() if case[2] is not None]
 
 
-@pytest.mark.parametrize("name", _marked(SMOOTH))
+@pytest.mark.parametrize("name", _marked(SMOOTH, {*LONG, "abs", "gelu"}))
 def test_derivatives_are_those_of_price(name):
     _, p, slope, kinks = CASES[name]
     f = _expr(name)
@@ -338,6 +338,7 @@ def test_float32_keeps_its_digits_near_parallel(name):
     np.testing.assert_allclose(single, double, 4e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["elu", "gelu"])
 def test_large_variances_do_not_overflow(name):
     # exp(u) [u < 0] is bounded, but its tilted Gaussian has a weight of exp(a / 2).
@@ -349,7 +350,8 @@ def test_large_variances_do_not_overflow(name):
         expected = [quadrature.dual(p, near, p, near, (0, x, 0, x, rho * x)) for x in a]
         np.testing.assert_allclose(dual(a, rho * a), expected, 1e-12)
         single = dual(a.astype(np.float32), (rho * a).astype(np.float32))
-        np.testing.assert_allclose(single, expected, 1e-4)
+        # The parts of the value are of the size of the variance.
+        assert np.all(np.abs(single - np.array(expected)) <= 1e-6 * a)
 
 
 def test_parameters_scale_shift_and_mix():

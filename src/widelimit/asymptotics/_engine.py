@@ -27,7 +27,6 @@ from .._errors import UnsupportedError
 from .._jax import bind
 from ..gaussian import Accuracy
 from ..program import (
-    AxisMap,
     Constant,
     Elementwise,
     Input,
@@ -45,11 +44,12 @@ from ..program import (
     Term,
     VecIn,
     Vector,
+    compose,
 )
 from ..scalar import Const, Expr
 from ._expectation import expectation
-from ._index import Index, Letter, Letters, View, compose, equality, inside
-from ._product import Factor, Product, Sum, materialise
+from ._index import Index, Letter, Letters, View, equality
+from ._product import Factor, Product, Sum, aligned, materialise
 
 ZERO: Sum = ()
 
@@ -333,12 +333,12 @@ class Engine:
     def _delta(self, product: Product, x: Index, y: Index) -> Product:
         """`product`, where x and y name the same position."""
         if x == y:
-            if x.table.size and x.table.min() < 0:
+            if not x.is_inside:
                 return product.times(
                     Factor(np.asarray(x.table >= 0, float), self.plain(x.letters))
                 )
             return product
-        if _plain_letter(x) and _plain_letter(y) and x.table.size == y.table.size:
+        if x.is_identity and y.is_identity and x.table.size == y.table.size:
             deltas = (*product.deltas, (x.letters[0], y.letters[0]))
             return Product(product.factors, deltas, product.sums)
         mask, letters = equality(x, y)
@@ -359,7 +359,8 @@ class Engine:
             p, q = self._matrix(u, a), self._matrix(v, b)
             weights = self._scale(u.side, p.std) + self._scale(v.side, q.std)
             return self._contract(u, a, v, b, weights)
-        assert isinstance(a, Readout) and isinstance(b, Readout)
+        assert isinstance(a, Readout)
+        assert isinstance(b, Readout)
         self.steps.append(Step("readout", u, v))
         p, q = self._vector(u, a), self._vector(v, b)
         weights = self._scale(u.side, p.std) + self._scale(v.side, q.std)
@@ -380,10 +381,10 @@ class Engine:
         # A summed index of the matrix is one letter for both sides from the start: the
         # pair of sides then reads a stencil, not all pairs of window positions.
         for i, j in zip(a.letters, b.letters, strict=True):
-            k, l = i - len(a.shape), j - len(b.shape)
-            if k >= 0 and l >= 0 and l not in shared and sums_u[k] not in sums_v:
-                sums_v[l] = sums_u[k]
-                shared.add(l)
+            p, q = i - len(a.shape), j - len(b.shape)
+            if p >= 0 and q >= 0 and q not in shared and sums_u[p] not in sums_v:
+                sums_v[q] = sums_u[p]
+                shared.add(q)
         full_u = (*u.indices, *self.plain(sums_u))
         full_v = (*v.indices, *self.plain(sums_v))
         x = View(u.side, a.x, tuple(compose(m, full_u) for m in a.maps))
@@ -404,7 +405,7 @@ class Engine:
         return [
             Factor(np.asarray(index.table >= 0, float), self.plain(index.letters))
             for i, index in enumerate(u.indices)
-            if i not in read and not inside(index)
+            if i not in read and not index.is_inside
         ]
 
     def _expand(
@@ -457,7 +458,7 @@ class Engine:
         read = {a for m in term.maps for a in m.letters}
         for i, index in enumerate(u.indices):
             # Outside the result there is nothing, whatever the term reads there.
-            if index.table.size and index.table.min() < 0 and i not in read:
+            if i not in read and not index.is_inside:
                 mask = np.asarray(index.table >= 0, float)
                 factors.append(Factor(mask, self.plain(index.letters)))
         return tuple(factors)
@@ -525,7 +526,7 @@ class Engine:
         outside = [
             Factor((read[i].table >= 0).astype(float), self.plain(read[i].letters))
             for i in dropped
-            if read[i].table.size and read[i].table.min() < 0
+            if not read[i].is_inside
         ]
         array = jnp.squeeze(value, dropped)
         return (Product((Factor(array, tuple(read[i] for i in kept)), *outside)),)
@@ -533,7 +534,7 @@ class Engine:
     def _canonical(
         self, what: str, u: View, v: View
     ) -> tuple[_Canonical, tuple[Index, ...], tuple[Index, ...], list[Index]]:
-        """Which axes are aligned, fixed or free; fresh letters; how to read the result."""
+        """Which axes are aligned, fixed or free; new letters; how to read a result."""
         shape_u, shape_v = self._shape(u.side, u.ref), self._shape(v.side, v.ref)
         axes_u: list[tuple[str, int]] = []
         axes_v: list[tuple[str, int]] = [("free", 0)] * len(shape_v)
@@ -586,7 +587,7 @@ class Engine:
         out: list[Letter],
         value: Any,
     ) -> Any:
-        """Equal positions of one line are one variable: no bivariate formula at rho = 1."""
+        """Equal positions of one line are one variable: no formula at rho = 1."""
         if (u.side, u.ref) != (v.side, v.ref) or at_u == at_v or what != "second":
             return value
         if any(not i.letters or not j.letters for i, j in zip(at_u, at_v, strict=True)):
@@ -632,9 +633,9 @@ class Engine:
         matrix = self.sides[u.side].program.lines[line.matrix]
         if not isinstance(matrix, MatIn):
             raise UnsupportedError(
-                f"Line `{line.name}` multiplies by the transpose `{matrix.name}`: the limit of "
-                "programs with transposes is not available in this version. Use "
-                "`simulate`, or a fresh matrix where independence is meant."
+                f"Line `{line.name}` multiplies by the transpose `{matrix.name}`: the "
+                "limit of programs with transposes is not available in this version. "
+                "Use `simulate`, or a fresh matrix where independence is meant."
             )
         return matrix
 
@@ -682,33 +683,20 @@ def _disjoint(u: View, v: View) -> bool:
     shared = {a for i in u.indices for a in i.letters} & {
         a for i in v.indices for a in i.letters
     }
-    if not shared or all(inside(i) for x in (u, v) for i in x.indices):
+    if not shared or all(i.is_inside for x in (u, v) for i in x.indices):
         return False
-    order = sorted(shared)
-    both = np.ones((1,) * len(order), bool)
-    for x in (u, v):
-        for index in x.indices:
-            valid = index.table >= 0
-            other = tuple(n for n, a in enumerate(index.letters) if a not in shared)
-            valid = valid.any(axis=other)
-            kept = iter(valid.shape)
-            both = both & valid.reshape(
-                [next(kept) if a in index.letters else 1 for a in order]
-            )
+    both = np.ones((1,) * len(shared), bool)
+    for index in (*u.indices, *v.indices):
+        letters = sorted(shared.union(index.letters))
+        private = tuple(n for n, a in enumerate(letters) if a not in shared)
+        both = both & (index.spread(letters) >= 0).any(axis=private)
     return not both.any()
-
-
-def _plain_letter(index: AxisMap) -> bool:
-    return len(index.letters) == 1 and index.is_identity
 
 
 def _at_letters(value: Any, letters: tuple[int, ...], ndim: int) -> Any:
     """A tensor with its axes moved to the letters of a result of `ndim` letters."""
     value = jnp.squeeze(value, tuple(i for i, a in enumerate(letters) if a < 0))
-    used = [a for a in letters if a >= 0]
-    value = jnp.transpose(value, np.argsort(used)) if used else value
-    shape = iter(value.shape)
-    return value.reshape([next(shape) if a in used else 1 for a in range(ndim)])
+    return aligned(value, [a for a in letters if a >= 0], range(ndim))
 
 
 def _is_float(dtype: Any) -> bool:

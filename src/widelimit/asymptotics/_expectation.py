@@ -1,7 +1,7 @@
 """Expectations of products of lines, as expectations over groups of Gaussian leaves.
 
-Every line is a sum of products of *atoms*: functions of Gaussian lines, its leaves. For a
-product of lines, atoms that share or correlate leaves form a group; groups are
+Every line is a sum of products of *atoms*: functions of Gaussian lines, its leaves. For
+a product of lines, atoms that share or correlate leaves form a group; groups are
 independent and their expectations multiply. A group that is one centred Gaussian to an
 odd power is a structural zero, and so is the whole term: this is how gradient
 independence, and the vanishing of cross terms, come out by themselves.
@@ -16,9 +16,9 @@ import numpy as np
 
 from .. import gaussian, scalar
 from .._errors import UnsupportedError
-from ..program import LinComb, Moment, Nonlin
+from ..program import LinComb, Moment, Nonlin, compose
 from ..scalar import Arg, Call, Const, Expr
-from ._index import Index, Letter, View, clipped, compose, inside
+from ._index import Index, Letter, View, clipped
 from ._product import Factor, Product, Sum, materialise
 
 if TYPE_CHECKING:
@@ -218,92 +218,110 @@ class _Expansion:
         masks = tuple(
             Factor(np.asarray(i.table >= 0, float), self._engine.plain(i.letters))
             for i in view.indices
-            if not inside(i)
+            if not i.is_inside
         )
         return masks, View(view.side, view.ref, tuple(clipped(i) for i in view.indices))
 
     def _function(
         self, fn: Expr, side: int, line: Nonlin | Moment, indices: tuple[Index, ...]
     ) -> list[Piece]:
-        def vectors(e: Expr) -> frozenset[int]:
-            match e:
-                case Arg(i):
-                    return frozenset(line.xs[i : i + 1])
-                case Const():
-                    return frozenset()
-                case Call(_, args):
-                    return frozenset().union(*(vectors(a) for a in args))
+        return _Function(self._engine, self, side, line, indices).pieces(fn)
 
-        def alone(e: Expr) -> bool:
-            """Whether it is a function of one Gaussian line: nothing to split."""
-            used = vectors(e)
-            return len(used) == 1 and self._engine.is_gaussian(side, next(iter(used)))
 
-        def pieces(e: Expr) -> list[Piece]:
-            if not vectors(e):
-                factor = self._coefficient(e, side, line, indices)
-                return [] if factor is None else [Piece((), (factor,))]
-            if not isinstance(e, Arg) and alone(e):
-                return [self._opaque(e, side, line, indices)]
-            match e:
-                case Arg(i):
-                    return self.view(View(side, line.xs[i], indices))
-                case Call("neg", (x,)):
-                    return [minus * p for p in pieces(x)]
-                case Call("add", (x, y)) if vectors(x) != vectors(y):
-                    return pieces(x) + pieces(y)
-                case Call("sub", (x, y)) if vectors(x) != vectors(y):
-                    return pieces(x) + [minus * p for p in pieces(y)]
-                case Call("mul", (x, y)):
-                    a, b = pieces(x), pieces(y)
-                    if len(a) * len(b) <= _MAX_PIECES:
-                        return [p * q for p in a for q in b]
-                case Call("select", (c, no, yes)) if vectors(c) != vectors(e):
-                    # A gate: on * yes + (1 - on) * no, with `on` zero or one.
-                    on = scalar.call("ne", c, Const(0.0))
-                    off = scalar.call("eq", c, Const(0.0))
-                    return pieces(Call("mul", (on, yes))) + pieces(
-                        Call("mul", (off, no))
-                    )
-                case Call("div", (x, y)) if not vectors(y):
-                    inverse = self._coefficient(
-                        Call("div", (Const(1.0), y)), side, line, indices
-                    )
-                    assert inverse is not None
-                    return [Piece((), (inverse,)) * p for p in pieces(x)]
-                case _:
-                    pass
-            return [self._opaque(e, side, line, indices)]
+class _Function:
+    """A function line read at indices, as a sum of products where it splits."""
 
-        minus = Piece((), (Factor(np.asarray(-1.0), ()),))
-        return pieces(fn)
+    def __init__(
+        self,
+        engine: "Engine",
+        expansion: _Expansion,
+        side: int,
+        line: Nonlin | Moment,
+        indices: tuple[Index, ...],
+    ) -> None:
+        self._engine, self._expansion = engine, expansion
+        self._side, self._line, self._indices = side, line, indices
 
-    def _coefficient(
-        self, e: Expr, side: int, line: Nonlin | Moment, indices: tuple[Index, ...]
-    ) -> Factor | None:
+    def pieces(self, e: Expr) -> list[Piece]:
+        """An expression of the arguments of the line."""
+        if not self._vectors(e):
+            factor = self._coefficient(e)
+            return [] if factor is None else [Piece((), (factor,))]
+        split = None if self._is_of_one_gaussian(e) else self._split(e)
+        return [self._opaque(e)] if split is None else split
+
+    def _split(self, e: Expr) -> list[Piece] | None:
+        """The pieces of an operation that is linear in some argument, or None."""
+        match e:
+            case Arg(i):
+                view = View(self._side, self._line.xs[i], self._indices)
+                return self._expansion.view(view)
+            case Call("neg", (x,)):
+                return _negated(self.pieces(x))
+            case Call("add", (x, y)) if self._vectors(x) != self._vectors(y):
+                return self.pieces(x) + self.pieces(y)
+            case Call("sub", (x, y)) if self._vectors(x) != self._vectors(y):
+                return self.pieces(x) + _negated(self.pieces(y))
+            case Call("mul", (x, y)):
+                a, b = self.pieces(x), self.pieces(y)
+                if len(a) * len(b) <= _MAX_PIECES:
+                    return [p * q for p in a for q in b]
+            case Call("select", (c, no, yes)) if self._vectors(c) != self._vectors(e):
+                # A gate: on * yes + (1 - on) * no, with `on` zero or one.
+                on = scalar.call("ne", c, Const(0.0))
+                off = scalar.call("eq", c, Const(0.0))
+                chosen = self.pieces(Call("mul", (on, yes)))
+                return chosen + self.pieces(Call("mul", (off, no)))
+            case Call("div", (x, y)) if not self._vectors(y):
+                inverse = self._coefficient(Call("div", (Const(1.0), y)))
+                assert inverse is not None
+                return [Piece((), (inverse,)) * p for p in self.pieces(x)]
+        return None
+
+    def _vectors(self, e: Expr) -> frozenset[int]:
+        """The wide lines that an expression depends on."""
+        match e:
+            case Arg(i):
+                return frozenset(self._line.xs[i : i + 1])
+            case Const():
+                return frozenset()
+            case Call(_, args):
+                return frozenset().union(*(self._vectors(a) for a in args))
+
+    def _is_of_one_gaussian(self, e: Expr) -> bool:
+        """Whether it is a function of one Gaussian line: nothing to split."""
+        if isinstance(e, Arg):
+            return False
+        used = self._vectors(e)
+        return len(used) == 1 and self._engine.is_gaussian(self._side, *used)
+
+    def _coefficient(self, e: Expr) -> Factor | None:
         """An expression of tensors alone, as an array at the letters it depends on."""
         engine = self._engine
         if isinstance(e, Const):
             return None if e.value == 0.0 else Factor(np.asarray(e.value), ())
-        args = [engine.tensor_factor(side, t, indices) for t in line.tensors]
+        tensors = self._line.tensors
+        args = [engine.tensor_factor(self._side, t, self._indices) for t in tensors]
         letters = tuple(sorted({a for f in args if f is not None for a in f.letters()}))
-        values: list[Any] = [0.0] * len(line.xs)
+        values: list[Any] = [0.0] * len(self._line.xs)
         for f in args:
             values.append(
                 0.0
                 if f is None
                 else materialise((Product((f,)),), engine.letters, letters)
             )
-        value = scalar.evaluate(e, values)
-        return _as_factor(engine, value, letters)
+        return _as_factor(engine, scalar.evaluate(e, values), letters)
 
-    def _opaque(
-        self, e: Expr, side: int, line: Nonlin | Moment, indices: tuple[Index, ...]
-    ) -> Piece:
+    def _opaque(self, e: Expr) -> Piece:
         """A function that does not split: one atom of all its leaves."""
-        whole = _Composite(self._engine, self)
-        fn = whole.function(e, side, line, indices)
+        whole = _Composite(self._engine, self._expansion)
+        fn = whole.function(e, self._side, self._line, self._indices)
         return Piece((whole.atom(fn),))
+
+
+def _negated(pieces: list[Piece]) -> list[Piece]:
+    minus = Piece((), (Factor(np.asarray(-1.0), ()),))
+    return [minus * p for p in pieces]
 
 
 class _Composite:
@@ -348,8 +366,9 @@ class _Composite:
             if len(self._leaves) > _MAX_LEAVES:
                 line = self._engine.line(view)
                 raise UnsupportedError(
-                    f"A nonlinearity of more than {_MAX_LEAVES} Gaussian vectors at once "
-                    f"(through line `{line.name}`{_at(line.source)}) is not covered."
+                    f"A nonlinearity of more than {_MAX_LEAVES} Gaussian vectors at "
+                    f"once (through line `{line.name}`{_at(line.source)}) is not "
+                    "covered."
                 )
         return Arg(2 * self._leaves.index(view))
 

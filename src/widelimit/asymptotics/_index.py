@@ -7,7 +7,7 @@ static: plain NumPy at trace time.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -36,44 +36,11 @@ class Letters:
         return AxisMap.identity(letter, self.sizes[letter])
 
 
-def compose(outer: AxisMap, indices: Sequence[Index]) -> Index:
-    """`outer`, a map over the letters of a line, read at `indices` of a query."""
-    used = [indices[i] for i in outer.letters]
-    letters = tuple(sorted({a for index in used for a in index.letters}))
-    if all(i.is_identity and len(i.letters) == 1 for i in used) and len(letters) == len(
-        used
-    ):
-        order = np.argsort([i.letters[0] for i in used])
-        return AxisMap(letters, outer.table.transpose(order))
-    tables = [_spread(index, letters) for index in used]
-    outside = np.zeros((1,) * len(letters), bool)
-    for t in tables:
-        outside = outside | (t < 0)
-    values = (
-        outer.table[tuple(np.maximum(t, 0) for t in tables)] if tables else outer.table
-    )
-    shape = np.broadcast_shapes(values.shape, outside.shape)
-    return AxisMap(letters, np.where(np.broadcast_to(outside, shape), -1, values))
-
-
-def _spread(index: Index, letters: tuple[Letter, ...]) -> np.ndarray:
-    """The table with one axis for each of `letters`, of size one where not used."""
-    shape = iter(index.table.shape)
-    return index.table.reshape(
-        [next(shape) if a in index.letters else 1 for a in letters]
-    )
-
-
 def equality(x: Index, y: Index) -> tuple[np.ndarray, tuple[Letter, ...]]:
     """Where two indices name the same position (and neither is outside)."""
     letters = tuple(sorted(set(x.letters) | set(y.letters)))
-    a, b = _spread(x, letters), _spread(y, letters)
+    a, b = x.spread(letters), y.spread(letters)
     return (a == b) & (a >= 0), letters
-
-
-def inside(index: Index) -> bool:
-    """Whether the index never reads outside."""
-    return index.table.size == 0 or bool(index.table.min() >= 0)
 
 
 def clipped(index: Index) -> Index:

@@ -94,8 +94,8 @@ class ProgramLimit:
         """The constant that a scalar (or tensor) line converges to."""
         if not isinstance(self._program.types[line], Tensor):
             raise InvalidProgramError(
-                f"Line `{self._program.lines[line].name}` is not a scalar: ask for its mean, "
-                "covariance or an expectation."
+                f"Line `{self._program.lines[line].name}` is not a scalar: ask for its "
+                "mean, covariance or an expectation."
             )
         return self._estimate(lambda e: e.tensor(0, line), self._shape(line))
 
@@ -103,8 +103,8 @@ class ProgramLimit:
         t = self._program.types[line]
         if not isinstance(t, Vector | Output):
             raise InvalidProgramError(
-                f"Line `{self._program.lines[line].name}` is not a vector: it has no mean or "
-                "covariance in the limit."
+                f"Line `{self._program.lines[line].name}` is not a vector: it has no "
+                "mean or covariance in the limit."
             )
 
     def _meets(self, x: int, y: int) -> bool:
@@ -168,15 +168,17 @@ def limit(
         if isinstance(line, Transpose):
             where = f" ({line.source})" if line.source else ""
             raise UnsupportedError(
-                f"Line `{line.name}`{where} transposes a matrix: the limit of programs with "
-                "transposes is not available in this version. `simulate` runs them; where "
-                "independence of the forward matrix is meant, use a fresh matrix."
+                f"Line `{line.name}`{where} transposes a matrix: the limit of programs "
+                "with transposes is not available in this version. `simulate` runs "
+                "them; where independence of the forward matrix is meant, use a fresh "
+                "matrix."
             )
     names = {n for d in _dims(program) for n, _ in d.terms}
     for name, ratio in (ratios or {}).items():
         if name not in names:
             raise InputError(
-                f"ratios names the width {name!r}; the program has {', '.join(sorted(names))}."
+                f"ratios names the width {name!r}; the program has "
+                f"{', '.join(sorted(names))}."
             )
         if not ratio > 0 or not np.isfinite(ratio):
             raise InputError(f"The ratio of {name!r} should be positive, got {ratio}.")
@@ -201,8 +203,6 @@ def _route(routes: Mapping[str, bool]) -> str:
 
 
 def _result(value: Any, error: Any, stderr: Any, route: str) -> Estimate:
-    plain = [
-        np.asarray(a)[()] if np.ndim(a) == 0 else np.asarray(a)
-        for a in (value, error, stderr)
-    ]
-    return Estimate(*plain, route)
+    # Subscripting with () turns an array of no axes into a number, and no other.
+    value, error, stderr = (np.asarray(a)[()] for a in (value, error, stderr))
+    return Estimate(value, error, stderr, route)

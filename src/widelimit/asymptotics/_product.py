@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..program import AxisMap
-from ._index import Index, Letter, Letters, compose
+from ..program import AxisMap, compose
+from ._index import Index, Letter, Letters
 
 # Axes up to this size are summed by shifting and adding rather than by gathering.
 _SHIFTS = 64
@@ -121,10 +121,10 @@ def _rename(factor: Factor, old: Letter, new: Letter, letters: Letters) -> Facto
 
 
 def _plain(factor: Factor, private: Sequence[Letter], letters: Letters) -> Factor:
-    """The factor with every index a letter; private sums done by shifting and adding."""
+    """The factor with every index a letter; private sums by shifting and adding."""
     for letter in private:
         touched = [i for i in factor.indices if letter in i.letters]
-        shifting = any(len(i.letters) > 1 or not i.is_identity for i in touched)
+        shifting = any(not i.is_identity for i in touched)
         if shifting and letters.sizes[letter] <= _SHIFTS:
             factor = _sum_letter(factor, letter, letters)
     sizes = np.shape(factor.array)
@@ -144,13 +144,26 @@ def _plain(factor: Factor, private: Sequence[Letter], letters: Letters) -> Facto
 
 
 def _is_letter(index: Index, size: int) -> bool:
-    return len(index.letters) == 1 and index.is_identity and index.table.size == size
+    return index.is_identity and index.table.size == size
+
+
+@jax.custom_jvp
+def _once(array: Any) -> Any:
+    """The array, which XLA is not to compute again for every one of its readers."""
+    return lax.optimization_barrier(array)
+
+
+@_once.defjvp
+def _once_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    return _once(*primals), tangents[0]
 
 
 def _sum_letter(factor: Factor, letter: Letter, letters: Letters) -> Factor:
     total: Any = None
     fixed: tuple[Index, ...] = ()
-    array = factor.array if isinstance(factor.array, np.ndarray) else _once(factor.array)
+    array = factor.array
+    if not isinstance(array, np.ndarray):
+        array = _once(array)
     for value in range(letters.sizes[letter]):
         indices = tuple(_fix(i, letter, value) for i in factor.indices)
         shifted = _shift_touched(Factor(array, indices), factor, letter, letters)
@@ -200,9 +213,8 @@ def _take(array: Any, index: Index, axis: int) -> Any:
     if table.ndim == 1 and np.array_equal(table, np.arange(size)):
         return array
     if size == 0:
-        return jnp.zeros(
-            array.shape[:axis] + table.shape + array.shape[axis + 1 :], array.dtype
-        )
+        shape = (*array.shape[:axis], *table.shape, *array.shape[axis + 1 :])
+        return jnp.zeros(shape, array.dtype)
     if table.ndim == 1 and (shifted := _shift(array, table, axis)) is not None:
         return shifted
     taken = jnp.take(array, np.maximum(table, 0), axis=axis)
@@ -216,7 +228,7 @@ def _shift(array: Any, table: np.ndarray, axis: int) -> Any:
     """A strided slice with zeros at both ends, or None if the table is not one."""
     valid = np.flatnonzero(table >= 0)
     if valid.size == 0:
-        shape = array.shape[:axis] + (table.size,) + array.shape[axis + 1 :]
+        shape = (*array.shape[:axis], table.size, *array.shape[axis + 1 :])
         return jnp.zeros(shape, array.dtype)
     first, last = valid[0], valid[-1]
     run = table[first : last + 1]
@@ -240,10 +252,7 @@ def _gather(factor: Factor, letters: Letters) -> Factor:
     order = sorted(factor.letters())
     tables, mask = [], np.ones((1,) * len(order), bool)
     for index in factor.indices:
-        shape = iter(index.table.shape)
-        table = index.table.reshape(
-            [next(shape) if a in index.letters else 1 for a in order]
-        )
+        table = index.spread(order)
         mask = mask & (table >= 0)
         tables.append(np.maximum(table, 0))
     taken = jnp.asarray(factor.array)[tuple(tables)]
@@ -252,7 +261,9 @@ def _gather(factor: Factor, letters: Letters) -> Factor:
     return Factor(taken, tuple(letters.identity(a) for a in order))
 
 
-def _einsum(factors: Sequence[Factor], out: tuple[Letter, ...], letters: Letters) -> Any:
+def _einsum(
+    factors: Sequence[Factor], out: tuple[Letter, ...], letters: Letters
+) -> Any:
     scalars = [f.array for f in factors if not f.indices]
     factors = [f for f in factors if f.indices]
     present = {a for f in factors for a in f.letters()}
@@ -283,7 +294,8 @@ def _contracted(factors: Sequence[Factor], kept: Sequence[Letter]) -> Any:
     arrays = [jnp.asarray(a, dtype) for a in arrays]
     if all(len(set(t)) == len(t) and set(t) <= set(target) for t in terms):
         # Nothing is summed: XLA compiles products several times faster than einsums.
-        return math.prod(_aligned(a, t, target) for a, t in zip(arrays, terms, strict=True))
+        pairs = zip(arrays, terms, strict=True)
+        return math.prod(aligned(a, t, target) for a, t in pairs)
     return jnp.einsum(
         ",".join(terms) + "->" + target,
         *arrays,
@@ -292,7 +304,8 @@ def _contracted(factors: Sequence[Factor], kept: Sequence[Letter]) -> Any:
     )
 
 
-def _aligned(array: Any, term: str, target: str) -> Any:
-    """The array with its axes in the order of the target, and axes of size 1 between."""
-    array = jnp.transpose(array, sorted(range(len(term)), key=lambda i: target.index(term[i])))
-    return jnp.expand_dims(array, [i for i, a in enumerate(target) if a not in term])
+def aligned(array: Any, term: Sequence[Any], target: Sequence[Any]) -> Any:
+    """The array with its axes in the order of the target, and axes of size 1 beside."""
+    order = sorted(range(len(term)), key=lambda i: target.index(term[i]))
+    absent = [i for i, a in enumerate(target) if a not in term]
+    return jnp.expand_dims(jnp.transpose(array, order), absent)

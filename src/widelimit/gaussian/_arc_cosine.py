@@ -1,4 +1,4 @@
-"""Centred piecewise linear functions with their kink at zero: the first arc-cosine kernel.
+"""Centred piecewise linear functions with a kink at zero: the first arc-cosine kernel.
 
 With slope alpha for x < 0 and beta for x > 0,
 
@@ -6,9 +6,10 @@ With slope alpha for x < 0 and beta for x > 0,
     E|u||v| = (2 / pi) (s + c asin(c / g)),   s = sqrt(g^2 - c^2), g = sqrt(a b)
             = |c| + 2 g e^(3/2) R(e),         e = 1 - |c| / g.
 
-The general formulas of `_dual` contain this one; here it costs a dozen operations instead
-of three hundred, and networks spend their time in it. R is analytic on 0 <= e <= 1, and a
-polynomial for it is ten times faster than an inverse trigonometric function.
+The general formulas of `_dual` contain this one; here it costs a dozen operations
+instead of three hundred, and networks spend their time in it. R is analytic on
+0 <= e <= 1, and a polynomial for it is ten times faster than an inverse trigonometric
+function.
 
 References:
     Cho and Saul (2009), https://papers.nips.cc/paper/3628.
@@ -32,7 +33,7 @@ def slopes(form: Form) -> tuple[float, float] | None:
         plain = not (atom.alpha or atom.beta or atom.omega or atom.t)
         linear = (
             len(atom.poly) <= 2
-            and not atom.poly[0]
+            and not any(atom.poly[:1])
             and not any(complex(c).imag for c in atom.poly)
         )
         if not plain or not linear or atom.gate not in ("none", "step", "sign"):
@@ -67,9 +68,9 @@ def absolute(a: Array, b: Array, c: Array) -> Array:
     """E|u||v|."""
     size = jnp.abs(c)
     g = jnp.sqrt(a) * jnp.sqrt(b)
-    gap = jnp.maximum(g - size, 0)
-    e = gap / jnp.where(g > 0, g, 1)
     dtype = jnp.result_type(a, b, c)
+    gap = jnp.maximum(g - size, 0)
+    e = gap / jnp.maximum(g, jnp.finfo(dtype).tiny)
     rest = jnp.zeros((), dtype)
     for coefficient in _coefficients(dtype.itemsize):
         rest = rest * e + jnp.asarray(coefficient, dtype)

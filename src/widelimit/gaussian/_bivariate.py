@@ -95,7 +95,7 @@ def _middle(h: Array, k: Array, rho: Array) -> Array:
 
 
 def _tilted(
-    h: Array, k: Array, rho: Array, gap: Array, below: Array, logz: Array
+    h: Array, k: Array, rho: Array, gap: Array, below: Array, logz: Any
 ) -> Array:
     """With relative accuracy: sums of positive parts only, however small.
 

@@ -78,9 +78,10 @@ def _differentiable(
 ) -> Callable[[Leaves], Value]:
     """The dual of two forms without point masses, with Price's derivatives."""
 
-    @jax.custom_jvp
-    def value(*arrays: Array) -> Array:
+    def plain(*arrays: Array) -> Array:
         return jnp.asarray(_value(f, g, _restore(arrays, zeros)))
+
+    value = jax.custom_jvp(plain)
 
     def rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Any]:
         leaves = _restore(primals, zeros)

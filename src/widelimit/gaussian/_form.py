@@ -91,7 +91,7 @@ def _step(jump: np.ndarray, mode: Mode, t: float, w: float) -> Atom:
     # A continuous function has no jump; rounding must not give it one.
     local[np.abs(local) <= 1e-14 * size] = 0.0
     if not t:
-        local = jump.real * w ** np.arange(len(jump))
+        local = np.real(jump) * w ** np.arange(len(jump))
     alpha = (mode.alpha + 2 * mode.beta * t) * w
     return Atom(_tuple(factor * local), alpha, mode.beta, gate="step", t=t, w=w)
 

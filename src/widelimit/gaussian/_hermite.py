@@ -17,9 +17,11 @@ a whole block adds less, the series has converged.
 Reference: Daniely, Frostig and Singer (2016), https://arxiv.org/abs/1602.05897.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -63,6 +65,46 @@ def hermite_dual(
         parity: 1 when u and v have mean 0 and f and g are even, -1 when both are
             odd: half of the terms vanish. 0 when nothing is known.
     """
+    args = (*means, *cov, *params)
+    return _series(f, g, level, parity)(*(jnp.asarray(x) for x in args))
+
+
+@functools.lru_cache(maxsize=4096)
+def _series(f: Expr, g: Expr, level: int, parity: int) -> Callable[..., Array]:
+    """The series as a function of arrays, mapped by broadcasting.
+
+    The loop below stops when all pairs have converged. Mapped by JAX, its test would be
+    one for each pair, and every input's coefficients would be copied to every pair.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def run(*args: Array) -> Array:
+        m1, m2, a, b, c, *params = args
+        return _sum_series(f, g, (m1, m2), (a, b, c), params, level, parity)
+
+    @run.def_vmap
+    def _rule(size: int, batched: Sequence[bool], *args: Array) -> tuple[Array, bool]:
+        del size
+        ranks = [x.ndim - on for x, on in zip(args, batched, strict=True)]
+        rank = max(ranks)
+        moved = [
+            x.reshape(x.shape[:1] + (1,) * (rank - x.ndim + 1) + x.shape[1:]) if on else x
+            for x, on in zip(args, batched, strict=True)
+        ]
+        return run(*moved), True
+
+    return run
+
+
+def _sum_series(
+    f: Expr,
+    g: Expr,
+    means: tuple[Array, Array],
+    cov: tuple[Array, Array, Array],
+    params: Sequence[Array],
+    level: int,
+    parity: int,
+) -> Array:
     (m1, m2), (a, b, c) = means, cov
     rho = correlation(a, b, c)
     dtype = rho.dtype

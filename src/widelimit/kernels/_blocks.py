@@ -1,26 +1,29 @@
-"""Kernel matrices by blocks: every pair once, per-input work once per tile.
+"""Kernel matrices by blocks: every pair once, per-input work once per block.
 
-A pair kernel is a function of two inputs. It is mapped over a tile of pairs, as one
-nested vmap where a pair is small and as a loop over rows where it is not; nested, the
-work that depends on one input alone stays at one input. Tiles are cut to a budget of
-memory, the last ones ragged. When both data sets are one, only the tiles on and above
-the diagonal are computed.
+A pair kernel is a function of two inputs. The matrix is cut into tiles of one shape, so
+that one program is compiled, and a tile into blocks of pairs whose arrays stay in the
+cache: a loop over blocks, a nested vmap inside a block. Nested, the work that depends on
+one input alone stays at one input. When both data sets are one, only the tiles on and
+above the diagonal are computed.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from .._jax import is_concrete
 
-# Memory for the intermediate arrays of one tile. Larger tiles leave the cache.
-_TILE_BYTES = 32 * 2**20
-_MAX_SIDE = 512
-_ROWS = 32
+# Bytes of the largest array of a block: several of them share a core's cache.
+_BLOCK = 2**18
+# Inputs along the side of a tile, and bytes that pass through one: seconds of work.
+_SIDE = 256
+_TILE = 2**30
 
 Pair = Callable[[Any, Any, Any], Any]
 """(shared arrays, one input, another) -> the kernel of the pair."""
@@ -42,11 +45,11 @@ class BlockKernel:
     ) -> None:
         # Jitted, so that measuring a pair and mapping it trace it once.
         self._pair, self._same, self._swap = jax.jit(pair), jax.jit(same), swap
-        self._sides: dict[Any, tuple[int, int]] = {}
-        self._nested = _compiled(self._nested_tile)
-        self._by_rows = _compiled(self._row_tile)
-        self._join = jax.jit(self._joined)
-        self._mirror = _compiled(self._mirrored)
+        self._bytes: dict[Any, int] = {}
+        self._tile = _compiled(self._tile_now, static=(0,))
+        self._diagonal = _compiled(self._diagonal_now, static=(0,))
+        self._join = jax.jit(self._joined, static_argnums=(1, 2))
+        self._mirror = jax.jit(self._mirrored, static_argnums=(2,))
 
     def __call__(
         self, shared: Any, x1: Any, x2: Any | None, progress: Progress | None = None
@@ -61,34 +64,33 @@ class BlockKernel:
         """
         other = x1 if x2 is None else x2
         n1, n2 = _count(x1), _count(other)
-        rows, cols = self._tile(shared, x1, other)
-        tile = self._nested if rows > _ROWS or cols >= n2 else self._by_rows
-        if x2 is None:
-            rows = cols = max(rows, cols) if tile is self._by_rows else min(rows, cols)
-        starts = [(i, j) for i in range(0, n1, rows) for j in range(0, n2, cols)]
+        size = self._pair_bytes(shared, x1, other)
+        plan = _plan(size, n1, n2, symmetric=x2 is None)
+        starts = [(i, j) for i in range(0, n1, plan.rows) for j in range(0, n2, plan.cols)]
         needed = [(i, j) for i, j in starts if x2 is not None or j >= i]
         tiles: dict[tuple[int, int], Any] = {}
         for done, (i, j) in enumerate(needed):
             if progress is not None:
                 progress(done, len(needed))
-            tiles[i, j] = tile(
-                shared, _rows(x1, i, i + rows), _rows(other, j, j + cols)
-            )
+            a, b = _rows(x1, i, plan.rows), _rows(other, j, plan.cols)
+            tiles[i, j] = self._tile(plan, shared, a, b)
             if progress is not None:
                 jax.block_until_ready(tiles[i, j])
         if progress is not None:
             progress(len(needed), len(needed))
-        if x2 is None:
-            return self._mirror(shared, x1, tiles)
-        return self._join(tiles)
+        if x2 is not None:
+            return self._join(tiles, n1, n2)
+        step = _even(n1, max(1, min(_SIDE, _BLOCK // size)))
+        exact = self._diagonal(step, shared, _rows(x1, 0, step * -(-n1 // step)))
+        return self._mirror(tiles, exact, n1)
 
-    def _joined(self, tiles: dict[tuple[int, int], Any]) -> Any:
+    def _joined(self, tiles: dict[tuple[int, int], Any], n1: int, n2: int) -> Any:
         rows, cols = (sorted({k[side] for k in tiles}) for side in (0, 1))
         return jnp.concatenate(
             [jnp.concatenate([tiles[i, j] for j in cols], axis=1) for i in rows]
-        )
+        )[:n1, :n2]
 
-    def _mirrored(self, shared: Any, x: Any, tiles: dict[tuple[int, int], Any]) -> Any:
+    def _mirrored(self, tiles: dict[tuple[int, int], Any], exact: Any, n: int) -> Any:
         """The whole matrix from the tiles on and above its diagonal: exactly symmetric."""
         full = dict(tiles)
         for (i, j), t in tiles.items():
@@ -99,50 +101,94 @@ class BlockKernel:
             lower = index[:, None] > index[None, :]
             lower = lower.reshape(lower.shape + (1,) * (t.ndim - 2))
             full[i, i] = jnp.where(lower, jnp.swapaxes(self._swapped(t), 0, 1), t)
-        matrix = self._joined(full)
-        exact = lax.map(lambda one: self._same(shared, one), x, batch_size=_ROWS)
-        index = jnp.arange(matrix.shape[0])
-        return matrix.at[index, index].set(exact)
+        matrix = self._joined(full, n, n)
+        index = jnp.arange(n)
+        return matrix.at[index, index].set(exact[:n])
 
     def _swapped(self, tile: Any) -> Any:
         return jax.vmap(jax.vmap(self._swap))(tile)
 
-    def _nested_tile(self, shared: Any, a: Any, b: Any) -> Any:
-        inner = jax.vmap(self._pair, in_axes=(None, None, 0))
-        return jax.vmap(inner, in_axes=(None, 0, None))(shared, a, b)
+    def _tile_now(self, plan: "_Plan", shared: Any, a: Any, b: Any) -> Any:
+        """All pairs of the rows `a` and the columns `b`, block by block."""
 
-    def _row_tile(self, shared: Any, a: Any, b: Any) -> Any:
-        def row(x: Any) -> Any:
-            return jax.vmap(self._pair, in_axes=(None, None, 0))(shared, x, b)
+        def block(x: Any, y: Any) -> Any:
+            inner = jax.vmap(self._pair, in_axes=(None, None, 0))
+            return jax.vmap(inner, in_axes=(None, 0, None))(shared, x, y)
 
-        return lax.map(row, a)
+        def across(x: Any) -> Any:
+            return _in_steps(lambda y: jnp.swapaxes(block(x, y), 0, 1), b, plan.block_cols)
 
-    def _tile(self, shared: Any, x1: Any, x2: Any) -> tuple[int, int]:
-        """Rows and columns of a tile, from the memory that one pair takes."""
+        def down(x: Any) -> Any:
+            return jnp.swapaxes(across(x), 0, 1)
+
+        return _in_steps(down, a, plan.block_rows)
+
+    def _diagonal_now(self, step: int, shared: Any, x: Any) -> Any:
+        return _in_steps(jax.vmap(lambda one: self._same(shared, one)), x, step)
+
+    def _pair_bytes(self, shared: Any, x1: Any, x2: Any) -> int:
+        """Bytes of the largest array that belongs to a pair, not to one input."""
         one, two = (jax.tree.map(lambda a: a[0], x) for x in (x1, x2))
         key = str(jax.tree.map(lambda a: (a.shape, str(a.dtype)), (one, two)))
-        if key not in self._sides:
-            jaxpr = jax.make_jaxpr(self._pair)(shared, one, two)
-            pair = max(_bytes(jaxpr.jaxpr), 8)
-            side = int(min(_MAX_SIDE, math.isqrt(max(1, _TILE_BYTES // (8 * pair)))))
-            if side > _ROWS:
-                self._sides[key] = (side, side)
-            else:
-                cols = int(max(1, min(_MAX_SIDE, _TILE_BYTES // (4 * pair))))
-                self._sides[key] = (_ROWS, min(cols, _ROWS))
-        return self._sides[key]
+        if key not in self._bytes:
+            jaxpr = jax.make_jaxpr(self._pair)(shared, one, two).jaxpr
+            marks = [m for m, x in enumerate((shared, one, two)) for _ in jax.tree.leaves(x)]
+            self._bytes[key] = max(_largest(jaxpr, marks)[0], 4)
+        return self._bytes[key]
 
 
-def _compiled(f: Callable[..., Any]) -> Callable[..., Any]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Plan:
+    """Inputs along the sides of a tile, and of the blocks it is computed in."""
+
+    rows: int
+    cols: int
+    block_rows: int
+    block_cols: int
+
+
+def _plan(size: int, n1: int, n2: int, symmetric: bool) -> _Plan:
+    """Tiles for a matrix of n1 x n2 pairs of `size` bytes each."""
+    pairs = max(1, _BLOCK // size)
+    side = max(1, min(_SIDE, math.isqrt(_TILE // size)))
+    rows, cols = _even(n1, side), _even(n2, side)
+    if pairs < cols:
+        block_rows, block_cols = 1, _even(cols, pairs)
+        cols = block_cols * -(-cols // block_cols)
+        rows = cols if symmetric else rows
+        return _Plan(rows, cols, block_rows, block_cols)
+    block_rows = _even(rows, pairs // cols)
+    rows = block_rows * -(-rows // block_rows)
+    cols = rows if symmetric else cols
+    return _Plan(rows, cols, block_rows, cols)
+
+
+def _even(count: int, most: int) -> int:
+    """The size of the parts when `count` is cut evenly into parts of at most `most`."""
+    return -(-count // -(-count // most))
+
+
+def _in_steps(f: Callable[[Any], Any], x: Any, step: int) -> Any:
+    """`f` of all rows of `x`, by a loop over equal parts of them."""
+    count = _count(x)
+    if step == count:
+        return f(x)
+    parts = jax.tree.map(lambda a: a.reshape(count // step, step, *a.shape[1:]), x)
+    result = lax.map(f, parts)
+    return result.reshape(count, *result.shape[2:])
+
+
+def _compiled(f: Callable[..., Any], static: tuple[int, ...]) -> Callable[..., Any]:
     """`jax.jit(f)`, with the optimisation barriers of `f` respected.
 
     XLA removes them on the CPU before it fuses, and then computes a layer anew for every
     shift of the convolution that follows. Only an outermost jit takes options.
     """
     options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
-    nested = jax.jit(f)
-    cpu = jax.default_backend() == "cpu"
-    outermost = jax.jit(f, compiler_options=options) if cpu else nested
+    nested = jax.jit(f, static_argnums=static)
+    if jax.default_backend() != "cpu":
+        return nested
+    outermost = jax.jit(f, static_argnums=static, compiler_options=options)
 
     def call(*args: Any) -> Any:
         # Inside a trace even a new array is a tracer.
@@ -152,24 +198,48 @@ def _compiled(f: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _bytes(jaxpr: Any) -> int:
-    """The largest intermediate array of a traced function, in bytes."""
+_LOOPS = ("while", "scan", "cond")
+
+
+def _largest(jaxpr: Any, marks: list[int]) -> tuple[int, list[int]]:
+    """Bytes of the largest array of a pair, and the marks of the results.
+
+    A mark says what an array depends on: 1 the first input, 2 the second, 3 both.
+    """
+    known = {id(v): m for v, m in zip(jaxpr.invars, marks, strict=True)}
     largest = 0
     for e in jaxpr.eqns:
-        for inner in e.params.values():
-            inner = getattr(inner, "jaxpr", inner)
-            largest = max(largest, _bytes(inner) if hasattr(inner, "eqns") else 0)
-        for v in e.outvars:
-            shape = getattr(v.aval, "shape", ())
-            largest = max(
-                largest, math.prod(shape) * getattr(v.aval.dtype, "itemsize", 8)
-            )
-    return largest
+        args = [known.get(id(v), 0) for v in e.invars]
+        mark = 0
+        for m in args:
+            mark |= m
+        outs = [mark] * len(e.outvars)
+        for inner in (getattr(p, "jaxpr", p) for p in jax.tree.leaves(list(e.params.values()))):
+            # A function that maps itself by broadcasting keeps the arrays of one input.
+            if not hasattr(inner, "eqns") or e.primitive.name == "custom_vmap_call":
+                continue
+            direct = e.primitive.name not in _LOOPS and len(inner.invars) == len(args)
+            size, found = _largest(inner, args if direct else [mark] * len(inner.invars))
+            largest = max(largest, size)
+            outs = found if direct and len(found) == len(outs) else outs
+        for v, m in zip(e.outvars, outs, strict=True):
+            known[id(v)] = m
+            if m == 3:
+                item = getattr(v.aval.dtype, "itemsize", 8)
+                largest = max(largest, math.prod(v.aval.shape) * item)
+    return largest, [known.get(id(v), 0) for v in jaxpr.outvars]
 
 
 def _count(x: Any) -> int:
     return jax.tree.leaves(x)[0].shape[0]
 
 
-def _rows(x: Any, start: int, stop: int) -> Any:
-    return jax.tree.map(lambda a: a[start:stop], x)
+def _rows(x: Any, start: int, count: int) -> Any:
+    """`count` rows from `start` on; the last input again where there are no more."""
+    last = _count(x) - 1
+    if start == 0 and count == last + 1:
+        return x
+    if start + count <= last + 1:
+        return jax.tree.map(lambda a: a[start : start + count], x)
+    index = np.minimum(np.arange(start, start + count), last)
+    return jax.tree.map(lambda a: a[index], x)

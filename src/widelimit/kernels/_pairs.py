@@ -30,7 +30,7 @@ class PairKernel:
     def pair(
         self, inputs1: Mapping[str, Any], inputs2: Mapping[str, Any], dtype: Any
     ) -> Any:
-        """Cov(f(x1), f(x2)), of shape I + I' (with both batch axes first if coupled)."""
+        """Cov(f(x1), f(x2)), of shape I + I' (both batch axes first if coupled)."""
         sides = (
             Side(self._networks[0].program, inputs1),
             Side(self._networks[1].program, inputs2),

@@ -30,6 +30,7 @@ from ._lines import Transpose as Transpose
 from ._lines import Type as Type
 from ._lines import VecIn as VecIn
 from ._lines import Vector as Vector
+from ._lines import compose as compose
 from ._lines import identity_maps as identity_maps
 from ._lines import letter_sizes as letter_sizes
 from ._matrices import MatrixHandle as MatrixHandle
@@ -37,8 +38,8 @@ from ._parse import parse as parse
 from ._program import TensorProgram as TensorProgram
 from ._program import operands as operands
 from ._program import type_of as type_of
-from ._scalars import ScalarHandle as ScalarHandle
 from ._rewrite import renumber as renumber
+from ._scalars import ScalarHandle as ScalarHandle
 from ._simulate import Simulation as Simulation
 from ._simulate import simulate as simulate
 from ._source import at as at

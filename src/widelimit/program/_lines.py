@@ -17,7 +17,7 @@ Lines refer to each other by position in the program. Nothing here computes.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -162,6 +162,22 @@ class AxisMap:
         t = self.table
         return t.ndim == 1 and bool(np.array_equal(t, np.arange(t.size)))
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether it never reads outside."""
+        return self.table.size == 0 or bool(self.table.min() >= 0)
+
+    def spread(self, letters: Sequence[int]) -> np.ndarray:
+        """The table with one axis for each of `letters`, of size one where not used.
+
+        Args:
+            letters: increasing; those of the map are among them.
+        """
+        shape = iter(self.table.shape)
+        return self.table.reshape(
+            [next(shape) if a in self.letters else 1 for a in letters]
+        )
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, AxisMap) and self._key == other._key
 
@@ -170,6 +186,24 @@ class AxisMap:
 
     def __repr__(self) -> str:
         return f"AxisMap({self.letters}, {self.table.tolist()})"
+
+
+def compose(outer: AxisMap, inner: Sequence[AxisMap]) -> AxisMap:
+    """`outer` over letters that are themselves maps over new letters."""
+    used = [inner[a] for a in outer.letters]
+    letters = tuple(sorted({a for m in used for a in m.letters}))
+    sizes = tuple(m.table.size for m in used)
+    plain = all(m.is_identity for m in used) and sizes == outer.table.shape
+    if plain and len(letters) == len(used):
+        order = np.argsort([m.letters[0] for m in used])
+        return AxisMap(letters, outer.table.transpose(order))
+    values = outer.table
+    tables = [m.spread(letters) for m in used]
+    if tables:
+        values = values[tuple(np.maximum(t, 0) for t in tables)]
+    for t in tables:
+        values = np.where(t < 0, -1, values)
+    return AxisMap(letters, values)
 
 
 def identity_maps(shape: tuple[int, ...]) -> tuple[AxisMap, ...]:

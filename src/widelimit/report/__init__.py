@@ -1,4 +1,4 @@
-"""What the compiler did, for people: the kernel recursion, and the theorem behind it."""
+"""What the compiler did, for people: the kernel recursion, and the theorem it uses."""
 
 from ._explain import Explanation as Explanation
 from ._explain import explain as explain

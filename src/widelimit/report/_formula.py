@@ -71,7 +71,8 @@ def _equation(step: Step, program: TensorProgram) -> tuple[str, str]:
     left = f"{second}[{a.name}, {b.name}']"
     match step.rule:
         case "matmul" | "readout":
-            assert isinstance(a, MatMul | Readout) and isinstance(b, MatMul | Readout)
+            assert isinstance(a, MatMul | Readout)
+            assert isinstance(b, MatMul | Readout)
             w = program.lines[a.matrix if isinstance(a, MatMul) else a.v]
             xs = f"E[{program.lines[a.x].name}, {program.lines[b.x].name}']"
             total = " sum_k " if a.sums else " "

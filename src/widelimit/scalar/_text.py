@@ -85,14 +85,17 @@ def from_ast(node: ast.expr, names: Mapping[str, int]) -> Expr:
         case ast.Call(func=ast.Name(id="float"), args=[ast.Constant(value=str() as v)]):
             return Const(float(v))
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
-            op = _OPERATION.get(name, name)
-            if op not in OPS:
-                raise ParseError(
-                    f"`{name}` is not an operation; known: {', '.join(OPS)}."
-                )
-            if len(args) != OPS[op][0]:
-                raise ParseError(
-                    f"`{name}` takes {OPS[op][0]} arguments, got {len(args)}."
-                )
-            return Call(op, tuple(from_ast(a, names) for a in args))
+            return Call(
+                _operation(name, len(args)), tuple(from_ast(a, names) for a in args)
+            )
     raise ParseError(f"`{ast.unparse(node)}` is not part of the language of programs.")
+
+
+def _operation(name: str, count: int) -> str:
+    """The operation that the text calls `name`, of `count` arguments."""
+    op = _OPERATION.get(name, name)
+    if op not in OPS:
+        raise ParseError(f"`{name}` is not an operation; known: {', '.join(OPS)}.")
+    if count != OPS[op][0]:
+        raise ParseError(f"`{name}` takes {OPS[op][0]} arguments, got {count}.")
+    return op

@@ -140,7 +140,7 @@ def _constant(value: Any) -> Const:
     array = np.asarray(value)
     if array.size != 1:
         raise UnsupportedError(
-            f"A nonlinearity acts on each coordinate alone; it holds a constant of shape "
-            f"{array.shape}."
+            "A nonlinearity acts on each coordinate alone; it holds a constant of "
+            f"shape {array.shape}."
         )
     return Const(float(array.reshape(())))

@@ -41,9 +41,9 @@ class _Aligner:
         counts = [len(g.equations) for g in graphs]
         if len(set(counts)) > 1:
             raise UnsupportedError(
-                "The program's structure depends on the width: the traces at several widths "
-                f"have {counts} equations. A loop or a condition in Python reads the width; "
-                f"the first difference is {_difference(graphs)}."
+                "The program's structure depends on the width: the traces at several "
+                f"widths have {counts} equations. A loop or a condition in Python "
+                f"reads the width; the first difference is {_difference(graphs)}."
             )
         inputs = tuple(
             self._var(vs, "") for vs in zip(*(g.inputs for g in graphs), strict=True)
@@ -71,8 +71,8 @@ class _Aligner:
         if len({e.name for e in equations}) > 1:
             raise UnsupportedError(
                 "The program's structure depends on the width: the same step is "
-                f"{' and '.join(dict.fromkeys(e.name for e in equations))} at different "
-                f"widths{where}."
+                f"{' and '.join(dict.fromkeys(e.name for e in equations))} at "
+                f"different widths{where}."
             )
         inputs = tuple(
             self._atom(a, where)
@@ -116,7 +116,8 @@ class _Aligner:
     ) -> tuple[Extent, ...]:
         if len({len(s) for s in shapes}) > 1:
             raise UnsupportedError(
-                f"The number of axes depends on the width: shapes {list(shapes)}{where}."
+                "The number of axes depends on the width: shapes "
+                f"{list(shapes)}{where}."
             )
         return tuple(self._solver.extent(v, where) for v in zip(*shapes, strict=True))
 
@@ -155,9 +156,9 @@ class _Aligner:
             np.array_equal(a, arrays[0], equal_nan=a.dtype.kind == "f") for a in arrays
         ):
             raise UnsupportedError(
-                f"An array of shape {_show(shape)} made by the function has entries that "
-                f"change with the width{where}: only scalars may. Multiply by a scalar "
-                "function of the width outside the array."
+                f"An array of shape {_show(shape)} made by the function has entries "
+                f"that change with the width{where}: only scalars may. Multiply by a "
+                "scalar function of the width outside the array."
             )
         return Constant(arrays[0], shape)
 
@@ -173,9 +174,10 @@ class _Aligner:
                 head = np.take(array, [0], axis=axis)
                 if not (array == head).all():
                     raise UnsupportedError(
-                        f"A fixed array of shape {_show(shape)} varies along a wide axis"
-                        f"{where}: in the limit its coordinates have no meaning. Declare it as "
-                        "a parameter (`wl.normal`), or make it constant along that axis."
+                        f"A fixed array of shape {_show(shape)} varies along a wide "
+                        f"axis{where}: in the limit its coordinates have no meaning. "
+                        "Declare it as a parameter (`wl.normal`), or make it constant "
+                        "along that axis."
                     )
                 array = head
         return array

@@ -113,8 +113,8 @@ def compile_network(
         if ratios:
             raise
         raise InputError(
-            "No parameter has a width: declare one with `wl.width`, as in "
-            "`n = wl.width('n'); params = {'W': wl.normal((784, n))}`. Without one only "
+            "No parameter has a width: declare one with `wl.width`, as in `n = "
+            "wl.width('n'); params = {'W': wl.normal((784, n))}`. Without one only "
             f"networks linear in their parameters are covered. {error}"
         ) from error
 
@@ -168,13 +168,13 @@ def _one_trace(
             raise
         where = user_line(error)
         raise ShapeMismatchError(
-            f"The network fails while it is traced{where}, with inputs of shape {_shapes(x)}: "
-            f"{type(error).__name__}: {_in_widths(str(error), widths)}"
+            f"The network fails while it is traced{where}, with inputs of shape "
+            f"{_shapes(x)}: {type(error).__name__}: {_in_widths(str(error), widths)}"
         ) from error
     if not hasattr(out, "shape"):
         raise InputError(
-            f"The output of the network should be one array, got {type(out).__name__}. Name "
-            "inner quantities with `wl.tap` instead of returning them."
+            f"The output of the network should be one array, got {type(out).__name__}. "
+            "Name inner quantities with `wl.tap` instead of returning them."
         )
     return graph
 
@@ -314,8 +314,8 @@ def _normal(tracer: Tracer, name: str, p: Normal) -> Value | MatrixValue:
     wide = [i for i, s in enumerate(shape) if isinstance(s, Size)]
     if len(wide) > 2:
         raise UnsupportedError(
-            f"The parameter `{name}` has {len(wide)} wide axes; vectors have one and matrices "
-            "two."
+            f"The parameter `{name}` has {len(wide)} wide axes; vectors have one and "
+            "matrices two."
         )
     if len(wide) == 2:
         tracer.matrices[name] = MatrixSource(name, shape, std, (wide[0], wide[1]))
@@ -372,8 +372,8 @@ def _constant(tracer: Tracer, name: str, p: Constant) -> Value:
     wide = [i for i, s in enumerate(shape) if isinstance(s, Size)]
     if len(wide) > 1:
         raise UnsupportedError(
-            f"The constant parameter `{name}` has {len(wide)} wide axes: a fixed matrix has no "
-            "limit here. Use `wl.normal`."
+            f"The constant parameter `{name}` has {len(wide)} wide axes: a fixed "
+            "matrix has no limit here. Use `wl.normal`."
         )
     if is_concrete(p.value):
         value = np.broadcast_to(np.asarray(p.value, np.float64), small)
@@ -402,8 +402,8 @@ def _network(tracer: Tracer, out: Any) -> Network:
     repeated = sorted({n for n in names if names.count(n) > 1})
     if repeated:
         raise InputError(
-            f"The tap `{repeated[0]}` is used {names.count(repeated[0])} times; names of taps "
-            "are unique."
+            f"The tap `{repeated[0]}` is used {names.count(repeated[0])} times; names "
+            "of taps are unique."
         )
     everything = [out, *(v for _, v in pending_taps)]
     traced = [_traced(tracer, v) for v in everything]

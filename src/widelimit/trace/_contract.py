@@ -1,7 +1,7 @@
 """Contractions: dot products and convolutions of data, vectors and matrices.
 
-Positions of the result and summed positions are letters; which line a contraction becomes
-is decided by what the wide axis does in it.
+Positions of the result and summed positions are letters; which line a contraction
+becomes is decided by what the wide axis does in it.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from ..program import (
     Term,
     Transpose,
     VecIn,
+    compose,
     operands,
 )
 from ._elementwise import pending
@@ -42,7 +43,7 @@ from ._values import (
     is_zero,
     leaf_shape,
 )
-from ._views import combined, compose, view
+from ._views import combined, view
 
 HALF = Fraction(1, 2)
 
@@ -88,8 +89,8 @@ def matrix_times(
         out_shape: the shape of the result, in widths.
         out_axis: where its wide axis stands.
         sums: the sizes of the summed letters.
-        copies: the index of the copies of the vector's width, where they are groups that
-            the matrix does not sum.
+        copies: the index of the copies of the vector's width, where they are groups
+            that the matrix does not sum.
     """
     (other,) = [i for i in m.layouts if i != contracted]
     assert x.layout is not None
@@ -167,7 +168,7 @@ def _one_product(
         index = _source_index(term, p, maps_m)
         size = source.shape[p]
         assert isinstance(size, int)
-        if len(index.letters) == 1 and index.is_identity and index.table.size == size:
+        if index.is_identity and index.table.size == size:
             letters.append(index.letters[0])
             continue
         # A chosen matrix of a family: sum over the family, zero elsewhere.
@@ -204,13 +205,8 @@ def _source_index(term: MatrixTerm, p: int, maps_m: dict[int, AxisMap]) -> AxisM
 def _only_where(x_map: AxisMap, index: AxisMap, letter: int, size: int) -> AxisMap:
     """`x_map`, outside unless `index` names the value of `letter`."""
     letters = tuple(sorted({*x_map.letters, *index.letters, letter}))
-
-    def spread(m: AxisMap) -> np.ndarray:
-        shape = iter(m.table.shape)
-        return m.table.reshape([next(shape) if a in m.letters else 1 for a in letters])
-
-    here = spread(AxisMap.identity(letter, size)) == spread(index)
-    return AxisMap(letters, np.where(here, spread(x_map), -1))
+    here = AxisMap.identity(letter, size).spread(letters) == index.spread(letters)
+    return AxisMap(letters, np.where(here, x_map.spread(letters), -1))
 
 
 def _matrix_line(
@@ -220,7 +216,7 @@ def _matrix_line(
     row: tuple[int, Block],
     col: tuple[int, Block],
 ) -> tuple[Ref, Any, list[int]]:
-    """The matrix of a pair of blocks, its fan-in, and the parameter axes of its indices.
+    """The matrix of a pair of blocks, its fan-in, and the parameter axes it has.
 
     The orientation is that of the first use; the other one is a Transpose line.
     """
@@ -289,7 +285,7 @@ def _read(array: Any, maps: Sequence[AxisMap], ndim: int) -> Any:
         whole = m.table.ndim == 1 and np.array_equal(m.table, np.arange(size))
         if not whole:
             array = xp.take(array, np.maximum(m.table, 0), axis=axis)
-        if m.table.size and m.table.min() < 0:
+        if not m.is_inside:
             mask = (m.table >= 0).reshape(
                 m.table.shape + (1,) * (array.ndim - axis - m.table.ndim)
             )
@@ -303,10 +299,7 @@ def _read(array: Any, maps: Sequence[AxisMap], ndim: int) -> Any:
 def _read_jointly(array: Any, maps: Sequence[AxisMap], ndim: int) -> Any:
     tables, inside = [], np.ones((1,) * ndim, bool)
     for m in maps:
-        shape = iter(m.table.shape)
-        table = m.table.reshape(
-            [next(shape) if a in m.letters else 1 for a in range(ndim)]
-        )
+        table = m.spread(range(ndim))
         inside = inside & (table >= 0)
         tables.append(np.maximum(table, 0))
     xp: Any = np if isinstance(array, np.ndarray) else jnp
@@ -324,8 +317,8 @@ def data_times(
 ) -> Value:
     """A fixed tensor contracted with a vector along index axes: a combination.
 
-    `letters.lhs` is for the data; for the vector, the wide axis follows the letter of the
-    result's wide axis.
+    `letters.lhs` is for the data; for the vector, the wide axis follows the letter of
+    the result's wide axis.
     """
     refuse_labels(tr, data)
     power = data.power + x.power
@@ -363,11 +356,7 @@ def _coefficient(
 ) -> float | TensorArg:
     """A fixed tensor as a coefficient, read at maps over letters of these sizes."""
     plain = all(
-        (
-            len(m.letters) == 1
-            and m.is_identity
-            and m.table.size == sizes[m.letters[0]] == s
-        )
+        (m.is_identity and m.table.size == sizes[m.letters[0]] == s)
         or s == 1
         for m, s in zip(maps, data.leaf_shape(None), strict=True)
     )
@@ -377,7 +366,7 @@ def _coefficient(
         read = spread_to(tr, data.leaf, data.leaf_shape(None), maps, sizes)
         return tr.emit.coefficient(read, len(sizes), tr.where)
     c = tr.emit.coefficient(data.leaf, len(maps), tr.where)
-    if isinstance(c, float):
+    if not isinstance(c, TensorArg):
         return c
     letters = tuple(
         -1 if a < 0 or not maps[a].letters else maps[a].letters[0] for a in c.letters
@@ -392,14 +381,16 @@ def inner_product(
 
     The maps of `letters` for the wide axes are ignored: both follow the copies.
     """
-    assert x.layout is not None and y.layout is not None
+    assert x.layout is not None
+    assert y.layout is not None
     tr.unify(x.layout, y.layout)
     if tr.dry:
         # Whether it is random is known only when lines are: the layout does not depend.
         return Value(
             out_shape, "fixed", (Known(np.ones(letters.out)),), power=Fraction(0)
         )
-    assert x.leaves is not None and y.leaves is not None
+    assert x.leaves is not None
+    assert y.leaves is not None
     readouts: list[Linear] = []
     moments: list[Ref] = []
     for block, a, b in zip(x.blocks(), x.leaves, y.leaves, strict=True):
@@ -422,11 +413,12 @@ def inner_product(
             out_shape, "fixed", (Known(np.zeros(letters.out)),), power=power + 1
         )
     return Value(
-        out_shape, "fixed", (_total(tr, moments, letters.out),), power=power + 1
+        out_shape, "fixed", (total(tr, moments, letters.out),), power=power + 1
     )
 
 
-def _total(tr: Tracer, refs: Sequence[Ref], shape: tuple[int, ...]) -> Leaf:
+def total(tr: Tracer, refs: Sequence[Ref], shape: tuple[int, ...]) -> Leaf:
+    """The sum of tensors of this shape."""
     if len(refs) == 1:
         return Data(refs[0], shape)
     return Data(tr.emit.call(lambda *a: sum(a[1:], a[0]), refs, tr.where), shape)
@@ -494,11 +486,7 @@ def _plain_letters(
             letters.append(-1)
             continue
         every = (*out, *sizes)
-        if (
-            len(m.letters) == 1
-            and m.is_identity
-            and m.table.size == size == every[m.letters[0]]
-        ):
+        if m.is_identity and m.table.size == size == every[m.letters[0]]:
             letters.append(m.letters[0])
             continue
         letter = len(out) + len(sizes)
@@ -582,13 +570,15 @@ def products(
     out_axis: int,
 ) -> Value:
     """Two vectors multiplied along the width, then summed over letters."""
-    assert x.layout is not None and y.layout is not None
+    assert x.layout is not None
+    assert y.layout is not None
     tr.unify(x.layout, y.layout)
     power = x.power + y.power
     kind = "vector" if "vector" in (x.kind, y.kind) else "fixed"
     if tr.dry:
         return Value(out_shape, kind, None, out_axis, x.layout, power)
-    assert x.leaves is not None and y.leaves is not None
+    assert x.leaves is not None
+    assert y.leaves is not None
     leaves: list[Leaf] = []
     for block, a, b in zip(x.blocks(), x.leaves, y.leaves, strict=True):
         out = leaf_shape(out_shape, out_axis, block)

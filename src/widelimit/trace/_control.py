@@ -137,8 +137,8 @@ def random_bits(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     axis = wide_axis(shape)
     if axis is None:
         raise tr.refuse(
-            "Finitely many random numbers are drawn inside the network: the limit would be "
-            "random. Pass them as an input. The draw"
+            "Finitely many random numbers are drawn inside the network: the limit "
+            "would be random. Pass them as an input. The draw"
         )
     size = shape[axis]
     assert isinstance(size, Size)

@@ -9,12 +9,12 @@ import numpy as np
 from .._jax import Equation
 from ..program import AxisMap, Term
 from ._contract import Letters, data_times, matrix_times, products
-from ._elementwise import pending
+from ._elementwise import folded
 from ._fixed import on_tensors
 from ._layout import Major
-from ._sizes import Extent, Size
+from ._sizes import Extent, Size, finite
 from ._tracer import Tracer, rule, wide_axis
-from ._values import Known, Leaf, Linear, MatrixValue, Value
+from ._values import Leaf, Linear, MatrixValue, Value
 from ._views import view
 
 
@@ -140,7 +140,7 @@ class _Convolution:
         )  # fmt: skip
 
     def _depthwise(self) -> Value:
-        """One filter for each channel: coordinatewise products, summed over positions."""
+        """One filter for each channel: coordinatewise products, summed over space."""
         tr, rhs = self.tr, self.rhs
         if (
             self.groups != self.lhs.shape[self.lhs_feature]
@@ -180,7 +180,8 @@ class _Convolution:
             feature = AxisMap.identity(letter, channels)
         else:
             size = self.shape[axis]
-            assert isinstance(size, Size) and rhs.layout is not None
+            assert isinstance(size, Size)
+            assert rhs.layout is not None
             tr.unify(rhs.layout, Major(self.groups, tr.fresh(size / self.groups)))
             table = np.arange(self.groups * channels).reshape(self.groups, channels)
             feature = AxisMap((axis, letter), table)
@@ -211,8 +212,10 @@ class _Convolution:
             )
         channels = rhs.shape[self.rhs_in]
         letter = len(self.shape) + len(self.kernel)
-        right = [AxisMap((), np.asarray(0)) if m is None else m
-                 for m in self._spatial(AxisMap.identity(letter, channels))]  # fmt: skip
+        right = [
+            AxisMap((), np.asarray(0)) if m is None else m
+            for m in self._spatial(AxisMap.identity(letter, channels))
+        ]
         left: list[AxisMap] = [AxisMap((), np.asarray(0))] * len(rhs.shape)
         for a, k_letter, k in zip(
             self.rhs_space, self.kernel_letters, self.kernel, strict=True
@@ -262,7 +265,7 @@ def _windows(tr: Tracer, e: Equation, x: Value, op: str | None) -> Value:
         tables.append(
             window(
                 s, size[a], p["window_strides"][a], p["window_dilation"][a],
-                p["padding"][a][0], p["base_dilation"][a], x.shape[a],
+                p["padding"][a][0], p["base_dilation"][a], finite(x.shape[a]),
             )
         )  # fmt: skip
         sums.append(size[a])
@@ -300,7 +303,7 @@ def _extreme(
     out: Any,
 ) -> Leaf:
     rank = len(out)
-    result: Leaf | None = None
+    rows: list[Leaf] = []
     for position in np.ndindex(*sums):
         at = []
         for m in maps:
@@ -309,6 +312,5 @@ def _extreme(
                 at.append(AxisMap(m.letters[:1], m.table[:, k]))
             else:
                 at.append(m)
-        one = view(tr, leaf, at, out)
-        result = one if result is None else pending(tr, op, {}, [result, one], out)
-    return Known(np.zeros(out)) if result is None else result
+        rows.append(view(tr, leaf, at, out))
+    return folded(tr, op, rows, out)

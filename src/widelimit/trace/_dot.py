@@ -48,8 +48,8 @@ def dot_general(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
             assert axis is not None
             return [products(tr, lhs, rhs, letters, shape, axis)]
         raise tr.refuse(
-            "An outer product of two wide vectors makes a matrix; products of such matrices "
-            "are not covered. The `dot_general`"
+            "An outer product of two wide vectors makes a matrix; products of such "
+            "matrices are not covered. The `dot_general`"
         )
     return [_with_data(tr, lhs, rhs, letters, shape, axis)]
 
@@ -63,9 +63,10 @@ def _with_data(
         letters = dataclasses.replace(letters, lhs=letters.rhs, rhs=letters.lhs)
     if lhs.kind == "output":
         raise tr.refuse(
-            f"A finite random array ({', '.join(sources(tr, lhs))}) multiplies a wide vector: "
-            "given that array the limit exists, but it is random itself. Parameters of finite "
-            "shape may only enter the output linearly; give them a width. The `dot_general`"
+            f"A finite random array ({', '.join(sources(tr, lhs))}) multiplies a wide "
+            "vector: given that array the limit exists, but it is random itself. "
+            "Parameters of finite shape may only enter the output linearly; give them "
+            "a width. The `dot_general`"
         )
     return data_times(tr, lhs, rhs, letters, shape, axis)
 
@@ -132,8 +133,8 @@ def _matrix(
     met = [(a, b) for a, b in pairs if a in m.layouts]
     if len(met) != 1 or not x.wide or met[0][1] != x.axis or axis is None:
         raise tr.refuse(
-            "A matrix with two wide axes meets something that is not a wide vector over one "
-            "of them. The `dot_general`"
+            "A matrix with two wide axes meets something that is not a wide vector "
+            "over one of them. The `dot_general`"
         )
     maps = [None if i == x.axis else maps_x[i] for i in range(len(x.shape))]
     finite = {i: a for i, a in maps_m.items() if i not in m.layouts}

@@ -1,4 +1,4 @@
-"""Elementwise primitives: linear ones move into combinations, others become functions."""
+"""Elementwise primitives: linear ones join combinations, others become functions."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -37,8 +37,10 @@ _HOMOGENEOUS = {
     "max": 1, "min": 1, "abs": 1, "sign": 0, "clamp": 1, "rem": 1,
     "lt": 0, "le": 0, "gt": 0, "ge": 0, "eq": 0, "ne": 0, "is_finite": 0,
 }  # fmt: skip
-_MULTIPLICATIVE = {"neg", "abs", "sign", "square", "integer_pow", "sqrt", "rsqrt", "cbrt",
-                   "convert_element_type", "is_finite"}  # fmt: skip
+_MULTIPLICATIVE = {
+    "neg", "abs", "sign", "square", "integer_pow", "sqrt", "rsqrt", "cbrt",
+    "convert_element_type", "is_finite",
+}  # fmt: skip
 _ROOTS = {"sqrt": Fraction(1, 2), "rsqrt": Fraction(-1, 2), "cbrt": Fraction(1, 3)}
 
 
@@ -124,7 +126,8 @@ def _wide(tr: Tracer, e: Equation, ins: Sequence[Value]) -> Value:
     base = vectors[0] if vectors else next(v for v in ins if v.kind == "output")
     base = dataclasses.replace(base, shape=out.shape)
     for v in vectors[1:]:
-        assert base.layout is not None and v.layout is not None
+        assert base.layout is not None
+        assert v.layout is not None
         if v.axis != base.axis:
             raise tr.refuse("Two different wide axes meet in an elementwise operation")
         tr.unify(base.layout, v.layout)
@@ -168,8 +171,8 @@ def _leaf(
         return _mask(tr, parts, shape)
     if kind == "output":
         raise tr.refuse(
-            f"The output is finite and random; `{e.name}` would use it nonlinearly. A network "
-            "may only combine its outputs linearly after the readout. The call"
+            f"The output is finite and random; `{e.name}` would use it nonlinearly. A "
+            "network may only combine its outputs linearly after the readout. The call"
         )
     return pending(tr, e.name, e.params, parts, shape)
 
@@ -199,6 +202,16 @@ def pending(
     args = [_as_expr(tr, p, shape, xs, tensors) for p in parts]
     fn = without_uniform(scalar.apply_primitive(name, params, args))
     return _numbered(fn, xs, tensors, shape)
+
+
+def folded(tr: Tracer, name: str, leaves: Sequence[Leaf], shape: Any) -> Leaf:
+    """Leaves joined one after another by a primitive of two operands, such as `max`."""
+    if not leaves:
+        return Known(np.zeros(shape))
+    result = leaves[0]
+    for leaf in leaves[1:]:
+        result = pending(tr, name, {}, [result, leaf], shape)
+    return result
 
 
 def _numbered(
@@ -251,7 +264,7 @@ def _as_expr(
 
 
 def _simple(tr: Tracer, leaf: Linear) -> tuple[int | None, float, float] | None:
-    """(line, scale, shift) of a combination that is a number times a line plus a number."""
+    """(line, scale, shift) of a combination that is a number times a line, shifted."""
     ref, scale, shift = None, 1.0, 0.0
     for term in leaf.terms:
         if term.tensors or term.sums:
@@ -326,7 +339,7 @@ def _one_function(tr: Tracer, a: Leaf, b: Leaf) -> bool:
 def scaled(tr: Tracer, leaf: Leaf, by: Leaf | float, shape: tuple[int, ...]) -> Linear:
     """A combination times a fixed value."""
     linear = tr.emit.linear(leaf, shape, tr.where)
-    c = by if isinstance(by, float) else tr.emit.coefficient(by, len(shape), tr.where)
+    c = by if isinstance(by, int | float) else tr.emit.coefficient(by, len(shape), tr.where)
     if isinstance(c, TensorArg):
         terms = tuple(
             dataclasses.replace(t, tensors=(*t.tensors, c)) for t in linear.terms
@@ -372,39 +385,48 @@ def _orders(
     ins = list(ins)
     if tr.dry:
         return ins, Fraction(0)
-    if e.name == "mul":
-        return ins, ins[0].power + ins[1].power
-    if e.name == "div":
-        return ins, ins[0].power - ins[1].power
-    if e.name in _ROOTS:
-        return ins, ins[0].power * _ROOTS[e.name]
-    if e.name == "square":
-        return ins, ins[0].power * 2
-    if e.name == "integer_pow":
-        return ins, ins[0].power * e.params["y"]
-    if e.name == "pow" and ins[0].power != 0 and ins[1].power == 0:
-        exponent = None if ins[1].leaves is None else uniform(ins[1].leaf)
-        if exponent is not None:
-            return ins, ins[0].power * Fraction(exponent).limit_denominator(1000)
-    if e.name in ("neg", "convert_element_type"):
-        return ins, ins[0].power
+    power = _order_of_product(e, ins)
+    if power is not None:
+        return ins, power
     present = [v for v in ins if not _all_zero(v)]
     start = 1 if e.name == "select_n" else 0
     powers = {v.power for v in present if v is not ins[0] or start == 0}
-    if len(powers) <= 1 and (not powers or powers == {Fraction(0)}):
+    if powers <= {Fraction(0)}:
         return ins, Fraction(0)
     if e.name in ("add", "add_any", "sub"):
         top = max(powers)
         return [_dropped(tr, v, top) for v in ins], top
-    if e.name == "select_n" or (e.name in _HOMOGENEOUS and len(powers) == 1):
-        if len(powers) == 1:
-            return ins, next(iter(powers)) * _HOMOGENEOUS.get(e.name, 1)
     top = max(powers)
+    if len(powers) == 1 and (e.name == "select_n" or e.name in _HOMOGENEOUS):
+        return ins, top * _HOMOGENEOUS.get(e.name, 1)
     if top > 0:
         if e.name in _HOMOGENEOUS:
             return [_dropped(tr, v, top) for v in ins], top * _HOMOGENEOUS[e.name]
         raise tr.diverges(f"The argument of `{e.name}`", top)
     return [_dropped(tr, v, Fraction(0)) for v in ins], Fraction(0)
+
+
+def _order_of_product(e: Equation, ins: Sequence[Value]) -> Fraction | None:
+    """The order of a product, a quotient, a power or a root; None for other things."""
+    power = ins[0].power
+    match e.name:
+        case "neg" | "convert_element_type":
+            return power
+        case "mul":
+            return power + ins[1].power
+        case "div":
+            return power - ins[1].power
+        case "square":
+            return power * 2
+        case "integer_pow":
+            return power * e.params["y"]
+        case "pow" if power != 0 and ins[1].power == 0:
+            exponent = None if ins[1].leaves is None else uniform(ins[1].leaf)
+            if exponent is not None:
+                return power * Fraction(exponent).limit_denominator(1000)
+        case root if root in _ROOTS:
+            return power * _ROOTS[root]
+    return None
 
 
 def _all_zero(v: Value) -> bool:
@@ -429,7 +451,8 @@ def _vanishing(tr: Tracer, e: Equation, x: Value) -> Value:
         slope = float(jax.grad(lambda z: scalar.evaluate(fn, [z]))(0.0))
     if at_zero != 0.0 and np.isfinite(at_zero):
         tr.note(
-            f"The argument of `{e.name}` is of order n^{x.power}: its value at 0 is used"
+            f"The argument of `{e.name}` is of order n^{x.power}: its value at 0 is "
+            "used"
         )
         leaves = (
             None
@@ -439,8 +462,8 @@ def _vanishing(tr: Tracer, e: Equation, x: Value) -> Value:
         return dataclasses.replace(x, kind="fixed", leaves=leaves, power=Fraction(0))
     if at_zero != 0.0 or slope == 0.0 or not np.isfinite(slope):
         raise tr.refuse(
-            f"`{e.name}` of a quantity of order n^{x.power} needs an expansion beyond its "
-            "linear part. The call"
+            f"`{e.name}` of a quantity of order n^{x.power} needs an expansion beyond "
+            "its linear part. The call"
         )
     tr.note(
         f"`{e.name}` of a quantity of order n^{x.power} was replaced by its linear part"
@@ -492,8 +515,8 @@ def _matrix(tr: Tracer, e: Equation, ins: list[Any]) -> MatrixValue:
         b = _scale_matrix(b, -1.0 if e.name == "sub" else 1.0, Fraction(0))
         return dataclasses.replace(a, terms=a.terms + b.terms)
     raise tr.refuse(
-        f"`{e.name}` is applied to the entries of a matrix with two wide axes; only sums of "
-        "matrices and products with numbers are tensor programs. The call"
+        f"`{e.name}` is applied to the entries of a matrix with two wide axes; only "
+        "sums of matrices and products with numbers are tensor programs. The call"
     )
 
 

@@ -63,8 +63,9 @@ class Emitter:
             return self._equal[key]
         if len(self.lines) >= LINE_BUDGET:
             raise UnsupportedError(
-                f"The program has more than {LINE_BUDGET} lines (loops are unrolled): use "
-                f"fewer steps or layers. The last one is from {line.source or 'the function'}."
+                f"The program has more than {LINE_BUDGET} lines (loops are unrolled): "
+                "use fewer steps or layers. The last one is from "
+                f"{line.source or 'the function'}."
             )
         kind = type_of(line, self.types)
         name = self._unique(line.name) if line.name else self._generated(line, kind)
@@ -105,7 +106,7 @@ class Emitter:
         )
 
     def coefficient(self, leaf: Leaf, ndim: int, source: str) -> float | TensorArg:
-        """A fixed leaf as a coefficient at the letters of a result of `ndim` letters."""
+        """A fixed leaf as a coefficient at the letters of a result, `ndim` of them."""
         value = uniform(leaf)
         if value is not None:
             return value
@@ -157,7 +158,7 @@ class Emitter:
                 return term.x
         terms = linear.terms
         if dim is not None and not any(t.x is not None for t in terms):
-            # A combination needs a vector: the vector of ones, as an input without noise.
+            # A combination needs a vector: that of ones, as an input without noise.
             ones = self.emit(VecIn(name="ones", shape=(), dim=dim, mean=1.0, std=0.0))
             terms = tuple(dataclasses.replace(t, x=ones, maps=()) for t in terms) or (
                 Term(ones, scale=0.0),
@@ -165,7 +166,7 @@ class Emitter:
         return self.emit(LinComb(name="", terms=terms, shape=shape, source=source))
 
     def is_line(self, term: Term, shape: tuple[int, ...]) -> bool:
-        """Whether a term reads a whole line of this index shape, position by position."""
+        """Whether a term reads a whole line of this shape, position by position."""
         whole = (
             term.x is not None and getattr(self.types[term.x], "shape", None) == shape
         )

@@ -55,7 +55,7 @@ def narrowed(
     """
     p: dict[str, Any] = dict(equation.params)
     match equation.name:
-        case "broadcast_in_dim":
+        case "broadcast_in_dim" | "iota":
             p["shape"] = out
         case "reshape":
             p["new_sizes"] = out
@@ -65,18 +65,11 @@ def narrowed(
                 if isinstance(limit, Size) or isinstance(starts[i], Size):
                     starts[i], limits[i] = 0, shapes[0][i]
             p["start_indices"], p["limit_indices"] = tuple(starts), tuple(limits)
-        case "gather":
+        case "gather" | "dynamic_slice":
             p["slice_sizes"] = tuple(
                 shapes[0][i] if isinstance(s, Size) else s
                 for i, s in enumerate(p["slice_sizes"])
             )
-        case "dynamic_slice":
-            p["slice_sizes"] = tuple(
-                shapes[0][i] if isinstance(s, Size) else s
-                for i, s in enumerate(p["slice_sizes"])
-            )
-        case "iota":
-            p["shape"] = out
     return dataclasses.replace(equation, params=p)
 
 
@@ -95,13 +88,12 @@ def on_tensors(
             Value(o.shape, "fixed", (Known(a),), power=power, dtype=np.dtype(o.dtype))
             for o, a in zip(e.outputs, values, strict=True)
         ]
-    refs = [
-        tr.emit.data(
-            Known(v.leaf.value.astype(v.dtype)) if isinstance(v.leaf, Known) else v.leaf,
-            v.leaf_shape(None), tr.where,
-        )
-        for v in ins
-    ]  # fmt: skip
+    refs = []
+    for v in ins:
+        leaf = v.leaf
+        if isinstance(leaf, Known):
+            leaf = Known(leaf.value.astype(v.dtype))
+        refs.append(tr.emit.data(leaf, v.leaf_shape(None), tr.where))
     outs = []
     for i, o in enumerate(e.outputs):
         shape = tuple(int(s) for s in o.shape)
@@ -146,6 +138,7 @@ def refuse_labels(tr: "Tracer", x: Value) -> None:
         line = tr.emit.lines[line.args[0]]
     if isinstance(line, Map) and isinstance(line.op, Input):
         raise InputError(
-            f"The data `{line.op.key}` are of dtype {x.dtype}, and the network uses them as "
-            f"numbers{tr.at()}. Make them floating-point first, for example x.astype(float)."
+            f"The data `{line.op.key}` are of dtype {x.dtype}, and the network uses "
+            f"them as numbers{tr.at()}. Make them floating-point first, for example "
+            "x.astype(float)."
         )

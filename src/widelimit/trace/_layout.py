@@ -2,9 +2,10 @@
 
 A wide axis is a term: an `Atom`, a row of axes one after another (`Row`), or `count`
 copies of an axis with the copy number outermost (`Major`) or innermost (`Minor`).
-`x.reshape(N, heads, -1)` says that an axis is `Major(heads, ..)`; adding two vectors says
-that their axes are laid out alike. These facts are unified as types are in a functional
-language, and reach the parameters, whose axes then fall into independent blocks.
+`x.reshape(N, heads, -1)` says that an axis is `Major(heads, ..)`; adding two vectors
+says that their axes are laid out alike. These facts are unified as types are in a
+functional language, and reach the parameters, whose axes then fall into independent
+blocks.
 """
 
 import dataclasses
@@ -95,7 +96,8 @@ class Unifier:
             return
         if size_of(x) != size_of(y):
             raise UnsupportedError(
-                f"Wide axes of sizes {size_of(x)} and {size_of(y)} are used as one{where}."
+                f"Wide axes of sizes {size_of(x)} and {size_of(y)} are used as "
+                f"one{where}."
             )
         if isinstance(x, Atom):
             self._bind(x, y, where)
@@ -110,7 +112,8 @@ class Unifier:
         else:
             if isinstance(x, Minor):
                 x, y = y, x
-            assert isinstance(x, Major) and isinstance(y, Minor)
+            assert isinstance(x, Major)
+            assert isinstance(y, Minor)
             # r * (n/k) + a and a' * g + r' at once: i = (r, b, r').
             inner = Atom(size_of(x) / (x.count * y.count))
             self.unify(x.axis, Minor(inner, y.count), where)
@@ -120,8 +123,8 @@ class Unifier:
         if not isinstance(axis, Atom):
             if any(a is atom for a in atoms(axis)):
                 raise UnsupportedError(
-                    "A wide axis is divided in major and in minor order at once (a channel "
-                    f"shuffle): that has no limit in the theory{where}."
+                    "A wide axis is divided in major and in minor order at once (a "
+                    f"channel shuffle): that has no limit in the theory{where}."
                 )
             self.structured += 1
         atom.bound = axis
@@ -137,7 +140,8 @@ class Unifier:
             self.unify(y.axis, inner, where)
         else:
             raise UnsupportedError(
-                f"One wide axis is divided into {x.count} and into {y.count} blocks{where}."
+                f"One wide axis is divided into {x.count} and into {y.count} "
+                f"blocks{where}."
             )
 
     def _rows(self, x: Axis, y: Axis, where: str) -> None:
@@ -152,8 +156,8 @@ class Unifier:
                 p, q, a, b, sp, sq = q, p, b, a, sq, sp
             if not _smaller(sp, sq):
                 raise UnsupportedError(
-                    f"Wide blocks of sizes {sp} and {sq} meet{where}: which is larger depends "
-                    "on the widths."
+                    f"Wide blocks of sizes {sp} and {sq} meet{where}: which is larger "
+                    "depends on the widths."
                 )
             q = resolve(q)
             if not isinstance(q, Atom):

@@ -1,7 +1,8 @@
 """Primitives that move positions: slices, transposes, gathers, pads, concatenations.
 
 One rule covers them all: the primitive is run on an array of position numbers, at the
-shape that leaves have, and its result says where every position of the output came from.
+shape that leaves have, and its result says where every position of the output came
+from.
 """
 
 import dataclasses
@@ -17,10 +18,12 @@ from .._jax import Equation, Var
 from ..program import AxisMap, TensorArg, Term
 from ._fixed import fold, narrowed
 from ._layout import Axis, Major, Minor, Row, blocks, resolve, size_of
-from ._sizes import Extent, Shape, Size
+from ._sizes import Extent, Shape, Size, finite, finite_shape
 from ._tracer import Check, Tracer, rule
 from ._values import Data, Known, Leaf, Linear, MatrixValue, Value, leaf_shape
 from ._views import axis_maps, combined, view
+
+_MERGED = "Two wide axes are merged by a reshape."
 
 
 def move(
@@ -272,19 +275,20 @@ def reshape_leaf(
 
 def _reshape_layout(tr: Tracer, x: Value, shape: Shape) -> tuple[int, Axis]:
     """The wide axis after a reshape, and its layout."""
-    assert x.axis is not None and x.layout is not None
+    assert x.axis is not None
+    assert x.layout is not None
     a, b = _groups(tr, x.shape, shape, x.axis)
     flat: Axis = x.layout
     for s in reversed(x.shape[a[0] : x.axis]):
-        flat = Major(_finite(s), flat)
+        flat = Major(finite(s, _MERGED), flat)
     for s in x.shape[x.axis + 1 : a[1]]:
-        flat = Minor(flat, _finite(s))
+        flat = Minor(flat, finite(s, _MERGED))
     new = [i for i in range(*b) if isinstance(shape[i], Size)]
     if len(new) != 1:
         raise tr.refuse(f"A reshape from {_show(x.shape)} to {_show(shape)}")
     (axis,) = new
-    before = [_finite(s) for s in shape[b[0] : axis]]
-    after = [_finite(s) for s in shape[axis + 1 : b[1]]]
+    before = finite_shape(shape[b[0] : axis], _MERGED)
+    after = finite_shape(shape[axis + 1 : b[1]], _MERGED)
     if not before and not after:
         return axis, flat
     size = shape[axis]
@@ -297,12 +301,6 @@ def _reshape_layout(tr: Tracer, x: Value, shape: Shape) -> tuple[int, Axis]:
         template = Minor(template, s)
     tr.unify(template, flat)
     return axis, inner
-
-
-def _finite(s: Extent) -> int:
-    if isinstance(s, Size):
-        raise UnsupportedError("Two wide axes are merged by a reshape.")
-    return s
 
 
 def _show(shape: Shape) -> str:
@@ -348,7 +346,7 @@ class _Count:
         """The product with one more extent."""
         if isinstance(extent, Size):
             if self.wide is not None:
-                raise UnsupportedError("Two wide axes are merged by a reshape.")
+                raise UnsupportedError(_MERGED)
             return _Count(self.count, extent)
         return _Count(self.count * extent, self.wide)
 
@@ -381,8 +379,8 @@ def _reshape_matrix(tr: Tracer, x: MatrixValue, shape: Shape) -> MatrixValue:
     new = [i for i, s in enumerate(shape) if s != 1]
     if [x.shape[i] for i in kept] != [shape[i] for i in new]:
         raise tr.refuse(
-            f"A matrix parameter is reshaped from {_show(x.shape)} to {_show(shape)}; declare "
-            "it in the shape that is used. The reshape"
+            f"A matrix parameter is reshaped from {_show(x.shape)} to {_show(shape)}; "
+            "declare it in the shape that is used. The reshape"
         )
     terms = []
     for t in x.terms:
@@ -409,23 +407,24 @@ def _slice(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     if not x.wide:
         return move(tr, e, [x], None, None)
     a = x.axis
-    assert a is not None and x.layout is not None
+    assert a is not None
+    assert x.layout is not None
     if starts[a] == 0 and limits[a] == x.shape[a]:
         return move(tr, e, [x], a, x.layout)
     if strides[a] != 1:
         raise tr.refuse("A strided slice along a wide axis")
     part = cut(tr, x, starts[a], limits[a])
-    whole = dataclasses.replace(e, params={
-        **e.params,
-        "start_indices": tuple(0 if i == a else s for i, s in enumerate(starts)),
-        "limit_indices": tuple(part.shape[a] if i == a else s for i, s in enumerate(limits)),
-    })  # fmt: skip
+    params = dict(e.params)
+    params["start_indices"] = (*starts[:a], 0, *starts[a + 1 :])
+    params["limit_indices"] = (*limits[:a], part.shape[a], *limits[a + 1 :])
+    whole = dataclasses.replace(e, params=params)
     return move(tr, whole, [part], a, part.layout)
 
 
 def cut(tr: Tracer, x: Value, start: Extent, stop: Extent) -> Value:
     """The block of a wide axis between two positions."""
-    assert x.axis is not None and x.layout is not None
+    assert x.axis is not None
+    assert x.layout is not None
     size = size_of(x.layout)
     lengths = [start, _difference(stop, start), _difference(size, stop)]
     parts: list[Axis | None] = []
@@ -449,7 +448,9 @@ def cut(tr: Tracer, x: Value, start: Extent, stop: Extent) -> Value:
 
 def _cut_leaves(tr: Tracer, x: Value, shape: Shape, middle: Axis, first: int) -> Value:
     """Take the leaves, and the copies, that belong to the middle of a wide axis."""
-    assert x.layout is not None and x.leaves is not None and x.axis is not None
+    assert x.layout is not None
+    assert x.leaves is not None
+    assert x.axis is not None
     places = _places(resolve(x.layout))
     wanted = _places(resolve(middle))
     leaves: list[Leaf] = []
@@ -465,7 +466,10 @@ def _cut_leaves(tr: Tracer, x: Value, shape: Shape, middle: Axis, first: int) ->
 
 
 def _places(axis: Axis) -> list[tuple[int, int]]:
-    """(leaf number, copy number) of every run along an axis, in order; no interleaving."""
+    """(leaf number, copy number) of every run along an axis, in order.
+
+    Interleaved copies are one run.
+    """
     counter: dict[int, int] = {}
 
     def walk(x: Axis, first: int) -> list[int]:
@@ -527,8 +531,8 @@ def _slice_matrix(
     for i in x.layouts:
         if starts[i] != 0 or limits[i] != x.shape[i]:
             raise tr.refuse(
-                "A matrix parameter is cut along a wide axis; cut the vector that it makes "
-                "or takes instead. The slice"
+                "A matrix parameter is cut along a wide axis; cut the vector that it "
+                "makes or takes instead. The slice"
             )
     terms = []
     for t in x.terms:
@@ -611,7 +615,8 @@ def _concatenate(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     if not wide:
         return move(tr, e, ins, None, None)
     base = wide[0]
-    assert base.layout is not None and base.axis is not None
+    assert base.layout is not None
+    assert base.axis is not None
     if axis != base.axis:
         for v in wide[1:]:
             assert v.layout is not None
@@ -874,7 +879,8 @@ def _write(tr: Tracer, e: Equation, x: Any, update: Any, primitive: Any) -> list
         raise tr.refuse("A matrix parameter is written into")
     written = dataclasses.replace(e, primitive=primitive, name="write")
     if x.wide and update.wide:
-        assert x.layout is not None and update.layout is not None
+        assert x.layout is not None
+        assert update.layout is not None
         tr.unify(x.layout, update.layout)
     elif x.wide or update.wide:
         raise tr.refuse("Finitely many coordinates of a wide vector are written")
@@ -886,8 +892,8 @@ def _iota(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     shape, dimension = e.outputs[0].shape, e.params["dimension"]
     if isinstance(shape[dimension], Size):
         raise tr.refuse(
-            "Numbers that count along a wide axis: coordinates have no order in the limit. "
-            "The `iota`"
+            "Numbers that count along a wide axis: coordinates have no order in the "
+            "limit. The `iota`"
         )
     out = tuple(1 if isinstance(s, Size) else s for s in shape)
     value = fold(narrowed(e, [], out), [])[0]

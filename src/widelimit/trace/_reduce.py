@@ -9,9 +9,10 @@ import numpy as np
 
 from .._jax import Equation
 from ..program import AxisMap, Ref, Term
-from ._contract import mean_over_width
-from ._elementwise import pending
+from ._contract import mean_over_width, total
+from ._elementwise import folded
 from ._fixed import on_tensors
+from ._sizes import finite_shape
 from ._tracer import Tracer, rule
 from ._values import Data, Known, Leaf, Linear, MatrixValue, Value, leaf_shape
 from ._views import view
@@ -70,18 +71,18 @@ def _over_index(tr: Tracer, x: Value, axes: tuple[int, ...]) -> Value:
 def _over_width(tr: Tracer, x: Value) -> Value:
     axis = x.axis
     assert axis is not None
-    shape = tuple(s for a, s in enumerate(x.shape) if a != axis)
+    shape = finite_shape([s for a, s in enumerate(x.shape) if a != axis])
     if tr.dry:
         return Value(shape, "fixed", (Known(np.ones(shape)),))
     assert x.leaves is not None
     refs: list[Ref] = []
-    total = np.zeros(shape)
+    known = np.zeros(shape)
     for block, leaf in zip(x.blocks(), x.leaves, strict=True):
         assert block is not None
         full = x.leaf_shape(block)
         ratio = tr.dim(block).ratio(tr.ratios)
         if isinstance(leaf, Known):
-            total = total + ratio * np.broadcast_to(leaf.value, full).sum(axis=axis)
+            known = known + ratio * np.broadcast_to(leaf.value, full).sum(axis=axis)
             continue
         ref = mean_over_width(tr, leaf, full)
         refs.append(
@@ -89,17 +90,10 @@ def _over_width(tr: Tracer, x: Value) -> Value:
         )
     power = x.power + 1
     if not refs:
-        return Value(shape, "fixed", (Known(total),), power=power)
-    if total.any():
-        refs.append(tr.emit.constant(total, tr.where))
-    result = (
-        refs[0]
-        if len(refs) == 1
-        else tr.emit.call(lambda *a: sum(a[1:], a[0]), refs, tr.where)
-    )
-    return Value(
-        shape, "fixed", (Data(result, tuple(int(s) for s in shape)),), power=power
-    )
+        return Value(shape, "fixed", (Known(known),), power=power)
+    if known.any():
+        refs.append(tr.emit.constant(known, tr.where))
+    return Value(shape, "fixed", (total(tr, refs, shape),), power=power)
 
 
 @rule(
@@ -113,13 +107,11 @@ def reduce_other(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     if isinstance(x, MatrixValue):
         raise tr.refuse("The entries of a matrix are reduced")
     if not x.wide and x.kind == "fixed":
-        if x.power != 0 and e.name == "reduce_prod":
-            raise tr.diverges("The argument of `reduce_prod`", x.power)
+        _refuse_power(tr, e, x)
         return on_tensors(tr, e, ins, x.power)
     if x.kind == "output" or x.axis in axes:
         raise tr.refuse(f"`{e.name}` over the width, or of a finite random output,")
-    if x.power != 0 and e.name == "reduce_prod":
-        raise tr.diverges("The argument of `reduce_prod`", x.power)
+    _refuse_power(tr, e, x)
     kept = [a for a in range(len(x.shape)) if a not in axes]
     shape = tuple(x.shape[a] for a in kept)
     axis = None if x.axis is None else kept.index(x.axis)
@@ -144,7 +136,7 @@ def _folded(
 ) -> Leaf:
     kept = [a for a in range(len(before)) if a not in axes]
     line = Linear.of(tr.emit.ref(leaf, before, tr.where), before)
-    result: Leaf | None = None
+    rows: list[Leaf] = []
     for position in np.ndindex(*(before[a] for a in axes)):
         at = dict(zip(axes, position, strict=True))
         maps = [
@@ -153,9 +145,14 @@ def _folded(
             else AxisMap.identity(kept.index(a), s)
             for a, s in enumerate(before)
         ]
-        one = view(tr, line, maps, out)
-        result = one if result is None else pending(tr, op, {}, [result, one], out)
-    return Known(np.zeros(out)) if result is None else result
+        rows.append(view(tr, line, maps, out))
+    return folded(tr, op, rows, out)
+
+
+def _refuse_power(tr: Tracer, e: Equation, x: Value) -> None:
+    """A product of quantities of another order than one has an order of its own."""
+    if x.power != 0 and e.name == "reduce_prod":
+        raise tr.diverges("The argument of `reduce_prod`", x.power)
 
 
 @rule("cumulative sums over index axes", "cumsum")
@@ -172,7 +169,8 @@ def cumsum(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     if tr.dry and x.wide:
         return [x]
     size = x.shape[axis]
-    assert isinstance(size, int) and x.leaves is not None
+    assert isinstance(size, int)
+    assert x.leaves is not None
     at, k = np.arange(size)[:, None], np.arange(size)[None, :]
     table = np.where(k >= at if reverse else k <= at, k, -1)
     leaves = []

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
@@ -54,7 +53,8 @@ class Size:
         """
         if self.constant or any(c <= 0 for _, c in self.terms):
             raise UnsupportedError(
-                f"A wide axis has the size {self}; sizes must be positive multiples of widths."
+                f"A wide axis has the size {self}; sizes must be positive multiples of "
+                "widths."
             )
         return Dim(self.terms)
 
@@ -156,8 +156,8 @@ class Solver:
         solved = self._linear([Fraction(int(v)) for v in values])
         if solved is None:
             raise UnsupportedError(
-                f"A size is {list(map(int, values))} at the widths {self._shown()}: it is not a "
-                f"linear form in the widths{where}."
+                f"A size is {list(map(int, values))} at the widths {self._shown()}: it "
+                f"is not a linear form in the widths{where}."
             )
         coefficients, constant = solved
         terms = tuple(
@@ -177,8 +177,8 @@ class Solver:
             found = self._leading([Fraction(int(x)) for x in values])
         if found is None:
             raise UnsupportedError(
-                f"A number is {v.tolist()} at the widths {self._shown()[:RAY]}: it is not of "
-                f"the form c * n^p{where}."
+                f"A number is {v.tolist()} at the widths {self._shown()[:RAY]}: it is "
+                f"not of the form c * n^p{where}."
             )
         return found
 
@@ -244,6 +244,23 @@ def _solve(rows: list[list[Fraction]], unknowns: int) -> list[Fraction] | None:
     return [row[-1] for row in rows[:unknowns]]
 
 
-def is_wide(extent: Any) -> bool:
-    """Whether an extent grows with the widths."""
-    return isinstance(extent, Size)
+def finite(extent: Extent, problem: str = "A finite axis is expected here.") -> int:
+    """The size of an axis that does not grow.
+
+    Raises:
+        UnsupportedError: it grows with the widths; the message is `problem`.
+    """
+    if isinstance(extent, Size):
+        raise UnsupportedError(problem)
+    return extent
+
+
+def finite_shape(
+    shape: Sequence[Extent], problem: str = "Finite axes are expected here."
+) -> tuple[int, ...]:
+    """The shape of an array of which no axis grows.
+
+    Raises:
+        UnsupportedError: an axis grows with the widths; the message is `problem`.
+    """
+    return tuple(finite(s, problem) for s in shape)

@@ -33,7 +33,7 @@ def uniform_of(tr: "Tracer", x: Value) -> Value:
 
 
 def without_uniform(fn: Expr) -> Expr:
-    """Comparisons and inverse error functions of uniform numbers, in terms of Gaussians."""
+    """Comparisons and inverse error functions of uniform numbers, by Gaussians."""
     if not isinstance(fn, Call):
         return fn
     args = tuple(without_uniform(a) for a in fn.args)

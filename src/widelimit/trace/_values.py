@@ -11,6 +11,8 @@ from ..scalar import Expr
 from ._layout import Axis, Block, blocks
 from ._sizes import Extent, Shape
 
+_FLOAT = np.dtype("float64")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Known:
@@ -74,7 +76,7 @@ class Value:
     axis: int | None = None
     layout: Axis | None = None
     power: Fraction = Fraction(0)
-    dtype: Any = np.dtype("float64")
+    dtype: Any = _FLOAT
 
     @property
     def leaf(self) -> Leaf:
@@ -92,7 +94,7 @@ class Value:
         return [None] if self.layout is None else list(blocks(self.layout))
 
     def leaf_shape(self, block: Block | None) -> tuple[int, ...]:
-        """The index shape of a leaf: the copies of its block stand for the wide axis."""
+        """The index shape of a leaf: copies of its block stand for the wide axis."""
         return leaf_shape(self.shape, self.axis, block)
 
 
@@ -103,7 +105,10 @@ class MatrixTerm:
     Attributes:
         name: the parameter.
         axes: for every axis of the value: the axis of the parameter it comes from and
-            the positions read there (None: all, in order), or -1 for a new axis of size 1.
+            the positions read there (None: all, in order), or -1 for a new axis of
+            size 1.
+        fixed: axes of the parameter that no axis of the value reads, each with the
+            position that is read.
         scale: a number.
     """
 
@@ -128,7 +133,7 @@ class MatrixValue:
     terms: tuple[MatrixTerm, ...]
     layouts: dict[int, Axis]
     power: Fraction = Fraction(0)
-    dtype: Any = np.dtype("float64")
+    dtype: Any = _FLOAT
 
     @property
     def kind(self) -> str:

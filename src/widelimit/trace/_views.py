@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..program import AxisMap, TensorArg, Term
+from ..program import AxisMap, TensorArg, Term, compose
 from ._values import Linear
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _append(terms: list[Term], term: Term) -> None:
 
 
 def _joined(x: Term, y: Term) -> Term | None:
-    """Two views of one line that are inside at different positions of one axis, as one."""
+    """Two views of a line that are inside at different positions of one axis, as one."""
     same = (
         (x.x, x.scale, x.sums) == (y.x, y.scale, y.sums)
         and not x.tensors
@@ -104,7 +104,7 @@ def _view_term(
     moved = [compose(m, full) for m in t.maps]
     read = {a for m in t.maps for a in m.letters}
     for a, m in enumerate(maps):
-        if a in read or not m.table.size or m.table.min() >= 0:
+        if a in read or m.is_inside:
             continue
         # The term does not follow this index, but outside it there is nothing.
         if moved:
@@ -119,45 +119,19 @@ def _view_term(
 def only_inside(m: AxisMap, other: AxisMap) -> AxisMap:
     """A map, outside wherever another one is."""
     letters = tuple(sorted({*m.letters, *other.letters}))
-
-    def spread(x: AxisMap) -> np.ndarray:
-        shape = iter(x.table.shape)
-        return x.table.reshape([next(shape) if a in x.letters else 1 for a in letters])
-
-    return AxisMap(letters, np.where(spread(other) >= 0, spread(m), -1))
+    inside = other.spread(letters) >= 0
+    return AxisMap(letters, np.where(inside, m.spread(letters), -1))
 
 
 def _letter(m: AxisMap, size: int, sizes: Sequence[int]) -> int:
     """The letter that a map is, of the whole axis of this size."""
-    if (
-        len(m.letters) == 1
-        and m.is_identity
-        and m.table.size == sizes[m.letters[0]] == size
-    ):
+    if m.is_identity and m.table.size == sizes[m.letters[0]] == size:
         return m.letters[0]
     raise _NeedsMapError
 
 
 class _NeedsMapError(Exception):
     """A letter of a tensor coefficient is no plain letter any more."""
-
-
-def compose(outer: AxisMap, inner: Sequence[AxisMap]) -> AxisMap:
-    """`outer` over letters that are themselves maps over new letters."""
-    used = [inner[a] for a in outer.letters]
-    letters = tuple(sorted({a for m in used for a in m.letters}))
-    tables = []
-    for m in used:
-        shape = iter(m.table.shape)
-        tables.append(
-            m.table.reshape([next(shape) if a in m.letters else 1 for a in letters])
-        )
-    if not tables:
-        return outer
-    values = outer.table[tuple(np.maximum(t, 0) for t in tables)]
-    for t in tables:
-        values = np.where(t < 0, -1, values)
-    return AxisMap(letters, values)
 
 
 def axis_maps(positions: np.ndarray, shape: tuple[int, ...]) -> tuple[AxisMap, ...]:
@@ -190,11 +164,7 @@ def _axis_map(c: np.ndarray, valid: np.ndarray) -> AxisMap:
 def _valid(maps: Sequence[AxisMap], shape: tuple[int, ...]) -> np.ndarray:
     covered = np.ones(shape, bool)
     for m in maps:
-        sizes = iter(m.table.shape)
-        table = m.table.reshape(
-            [next(sizes) if a in m.letters else 1 for a in range(len(shape))]
-        )
-        covered = covered & (table >= 0)
+        covered = covered & (m.spread(range(len(shape))) >= 0)
     return covered
 
 
@@ -212,14 +182,10 @@ def _masked(maps: list[AxisMap], valid: np.ndarray) -> list[AxisMap]:
     best = costs.index(min(costs))
     chosen = maps[best]
     joint = tuple(sorted(letters | set(chosen.letters)))
-    sizes = iter(chosen.table.shape)
-    table = chosen.table.reshape(
-        [next(sizes) if a in chosen.letters else 1 for a in joint]
-    )
     rest = tuple(a for a in range(valid.ndim) if a not in joint)
     mask = valid.any(axis=rest)
     maps = list(maps)
-    maps[best] = AxisMap(joint, np.where(mask, table, -1))
+    maps[best] = AxisMap(joint, np.where(mask, chosen.spread(joint), -1))
     return maps
 
 

@@ -25,5 +25,7 @@ def normal_form(program: TensorProgram, keep: tuple[Ref, ...] = ()) -> Rewritten
         done = run(program, tuple(place[r] for r in keep))
         program = done.program
         verify(program)
-        place = {old: done.place[new] for old, new in place.items() if new in done.place}
+        place = {
+            old: done.place[new] for old, new in place.items() if new in done.place
+        }
     return Rewritten(program, place)

@@ -1,0 +1,311 @@
+"""The compiled program is the network, at finite width and without its limit."""
+
+import difflib
+import functools
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from coverage_networks import TABLE, primitives
+from coverage_table import IMAGE, SEQUENCE, Params, apply, n
+from finite_witness import both, compiled, draw, inputs, small_widths
+from jax import Array, lax
+from reference_data import array
+from reference_networks import NETWORKS
+
+import widelimit as wl
+from widelimit.program import Map, Primitive, TensorProgram, VecIn, parse, simulate
+from widelimit.trace import compile_network
+
+Function = Callable[[Params, Array], Array]
+
+FAST = (
+    "recurrent_network",
+    "scan_over_layers",
+    "static_loop",
+    "recurrent_network_with_all_states",
+    "convolution_in_one_dimension",
+    "depthwise_convolution",
+    "heads_by_reshape",
+    "gated_recurrent_unit",
+    "splitting_a_width",
+    "joining_unequal_widths",
+    "embedding",
+    "root_mean_square_normalisation",
+    "weights_on_the_left",
+    "tied_weights",
+)
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+def agree(f: Function, params: Params, x: Any) -> None:
+    program, network = both(f, params, x)
+    assert program.shape == network.shape
+    scale = float(np.abs(network).max())
+    assert scale > 1e-3
+    np.testing.assert_allclose(program, network, rtol=0.0, atol=1e-12 * max(1.0, scale))
+
+
+def draws_bits(f: Function, params: Params, x: Any) -> bool:
+    g, theta = wl.limit(f, params).at(key=jax.random.key(0), **small_widths(params))
+    return "random_bits" in primitives(jax.make_jaxpr(g)(theta, jnp.asarray(x)))
+
+
+# --------------------------------------------------------- program against network
+@pytest.mark.parametrize("name", FAST)
+def test_program_and_network_agree_on_the_same_draws(name: str) -> None:
+    net = TABLE[name]
+    agree(net.f, net.params, net.x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, None])
+@pytest.mark.parametrize("name", TABLE)
+def test_every_coverage_network_agrees(name: str, rows: int | None) -> None:
+    net = TABLE[name]
+    if draws_bits(net.f, net.params, net.x):
+        pytest.skip("its random bits cannot be set; see the test of dropout")
+    agree(net.f, net.params, net.x[:rows])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_reference_network_agrees(name: str) -> None:
+    net = NETWORKS[name]
+    x = array(f"in/{net.data}/x1")[:2]
+    if draws_bits(net.f, net.params, x):
+        pytest.skip("its random bits cannot be set; see the test of dropout")
+    agree(net.f, net.params, x)
+
+
+def strided_convolution(p: Params, x: Array) -> Array:
+    layout = ("NHWC", "HWIO", "NHWC")
+    h = lax.conv_general_dilated(
+        x, p["W"], (2, 1), [(1, 0), (2, 1)], rhs_dilation=(1, 2), dimension_numbers=layout
+    )
+    h = lax.conv_general_dilated(
+        jax.nn.relu(h), p["Q"], (1, 2), "SAME", dimension_numbers=layout
+    )
+    return (h / math.sqrt(4 * n)).reshape(x.shape[0], -1) @ p["v"] / jnp.sqrt(n)
+
+
+def test_padded_and_strided_convolution_agrees() -> None:
+    g, theta = wl.limit(
+        strided_convolution,
+        params := {
+            "W": wl.normal((2, 3, 2, n)),
+            "Q": wl.normal((2, 2, n, n)),
+            "v": wl.normal((4 * n, 3)),
+        },
+    ).at(key=jax.random.key(0), n=4)
+    assert g(theta, IMAGE).shape == (2, 3)
+    agree(strided_convolution, params, IMAGE)
+
+
+def attention(p: Params, x: Array) -> Array:
+    h = jnp.tanh(apply(p["U"], x))
+    k, v = jnp.split(apply(p["W"], h), 2, axis=-1)
+    k = k.reshape(*k.shape[:2], 2, -1)
+    logits = jnp.einsum("nihd,njhd->nhij", k, k) / k.shape[-1]
+    mixed = jnp.einsum(
+        "nhij,njhd->nihd", jax.nn.softmax(logits), v.reshape(k.shape)
+    ).reshape(h.shape)
+    return apply(p["v"], mixed)
+
+
+def test_attention_with_heads_and_split_projections_agrees() -> None:
+    agree(
+        attention,
+        {
+            "U": wl.normal((3, n)),
+            "W": wl.normal((n, 2 * n), std=1.3),
+            "v": wl.normal((n, 2)),
+        },
+        SEQUENCE,
+    )
+
+
+def test_fan_in_parameterisation_and_constants_agree() -> None:
+    def f(p: Params, x: Array) -> Array:
+        h = jnp.tanh(x @ p["U"] + p["b"]) * p["gain"]
+        return jax.nn.relu(h @ p["W"]) @ p["v"] + p["bias"]
+
+    kind = {"parameterization": "ntk"}
+    params = {
+        "U": wl.normal((3, n), std=1.5, **kind),
+        "b": wl.normal((n,), std=0.5, **kind),
+        "gain": wl.constant((n,), 0.7),
+        "W": wl.normal((n, 2 * n), fan_in=0),
+        "v": wl.normal((2 * n, 2), **kind),
+        "bias": wl.normal((2,), std=0.1, **kind),
+    }
+    agree(f, params, SEQUENCE[:, 0])
+
+
+def test_witness_tells_one_matrix_from_two() -> None:
+    """The comparison fails where it should: a tied matrix is not two matrices."""
+
+    def f(p: Params, x: Array) -> Array:
+        h = jnp.tanh(apply(p["W"], apply(p["U"], x)))
+        return apply(p["v"], jnp.tanh(apply(p["W"], h)))
+
+    def untied(p: Params, x: Array) -> Array:
+        h = jnp.tanh(apply(p["W"], apply(p["U"], x)))
+        return apply(p["v"], jnp.tanh(apply(p["W2"], h)))
+
+    params = {"U": wl.normal((3, n)), "W": wl.normal((n, n)), "v": wl.normal((n, 1))}
+    more = {**params, "W2": wl.normal((n, n))}
+    tied, _ = both(f, params, SEQUENCE[:, 0])
+    other, _ = both(untied, more, SEQUENCE[:, 0])
+    assert np.abs(tied - other).max() > 1e-3
+
+
+# --------------------------------------------------------------------------- dropout
+def dropout(p: Params, x: Array) -> Array:
+    h = jax.nn.relu(apply(p["U"], x))
+    kept = jax.random.bernoulli(jax.random.key(3), 0.6, h.shape)
+    h = jnp.tanh(apply(p["W"], jnp.where(kept, h / 0.6, 0.0)))
+    return apply(p["v"], h * jax.random.uniform(jax.random.key(4), h.shape))
+
+
+def test_random_bits_are_uniform_numbers_from_input_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With JAX's draws replaced by the program's, dropout agrees as the others do."""
+    params = {"U": wl.normal((4, n)), "W": wl.normal((n, n)), "v": wl.normal((n, 1))}
+    x = np.random.default_rng(2).normal(size=(3, 4))
+    c = compiled(dropout, params, x)
+    lines = draw(c.network.program, c.widths, inputs(params, x))
+    drawn = [lines[f"random{i}"] for i in range(2)]
+    uniforms = [jax.scipy.special.ndtr(z).reshape(3, -1) for z in drawn]
+    plain = (jax.random.bernoulli, jax.random.uniform)
+    left = iter(uniforms)
+
+    def uniform(key: Array, shape: Any) -> Array:
+        value = next(left, None)
+        return plain[1](key, shape) if value is None else value
+
+    theta = {
+        "U": lines["U"].T if lines["U"].shape[0] == c.widths["n"] else lines["U"],
+        "W": lines["W"].T * math.sqrt(c.widths["n"]),
+        "v": lines["v"].reshape(-1, 1),
+    }
+    monkeypatch.setattr(jax.random, "bernoulli", lambda k, q, s: uniform(k, s) < q)
+    monkeypatch.setattr(jax.random, "uniform", uniform)
+    actual = dropout(theta, jnp.asarray(x))
+    ((out, _),) = c.network.output.refs
+    program = lines[c.network.program.lines[out].name]
+    np.testing.assert_allclose(program, actual, rtol=0.0, atol=1e-12)
+
+
+# ---------------------------------------------------------------------- distribution
+def recurrent(p: Params, x: Array) -> Array:
+    def step(h: Array, word: Array) -> tuple[Array, Array]:
+        h = jnp.tanh(apply(p["W"], h) + apply(p["U"], word))
+        return h, h
+
+    start = jnp.zeros((x.shape[0], n))
+    _, states = lax.scan(step, start, jnp.swapaxes(x, 0, 1))
+    return apply(p["v"], states.mean(axis=0))
+
+
+RECURRENT = {
+    "U": wl.normal((3, n), std=1.2),
+    "W": wl.normal((n, n), std=1.4),
+    "v": wl.normal((n, 1)),
+}
+
+
+def test_second_moments_of_simulation_and_network_agree() -> None:
+    """Independent draws of both, so that the laws of the input lines are seen too."""
+    x, width, seeds = SEQUENCE[:, :3], 8, 4000
+    struct = jax.ShapeDtypeStruct(x.shape, np.float64)
+    network = compile_network(recurrent, RECURRENT, struct)
+    data = inputs(RECURRENT, x)
+    lines = simulate(network.program, {"n": width}, jax.random.key(1), seeds, data)
+    ((out, _),) = network.output.refs
+    net = wl.limit(recurrent, RECURRENT)
+
+    def one(key: Array) -> Array:
+        f, theta = net.at(key=key, n=width)
+        return f(theta, jnp.asarray(x))
+
+    real = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(2), seeds))
+    products = [np.einsum("sio,sjo->sij", y, y) for y in (lines[out], real)]
+    errors = [p.std(axis=0) / math.sqrt(seeds) for p in products]
+    gap = np.abs(products[0].mean(axis=0) - products[1].mean(axis=0))
+    assert (gap < 5 * np.hypot(*errors)).all()
+    assert (errors[0] < 0.05 * products[0].mean(axis=0).max()).all()
+
+
+# ----------------------------------------------------------------------- golden texts
+def dense_network(p: Params, x: Array) -> Array:
+    h = wl.tap("hidden", jax.nn.relu(apply(p["U"], x) + p["b"]))
+    h = h + 0.5 * jnp.tanh(apply(p["W"], h))
+    return apply(p["v"], h) + p["c"]
+
+
+def normalised_network(p: Params, x: Array) -> Array:
+    h = apply(p["U"], x)
+    h = h / jnp.sqrt(jnp.mean(h**2, axis=-1, keepdims=True))
+    return apply(p["v"], jnp.sin(h))
+
+
+GOLDEN_NETWORKS: dict[str, tuple[Function, Params, np.ndarray]] = {
+    "dense": (
+        dense_network,
+        {
+            "U": wl.normal((4, n)),
+            "b": wl.normal((n,), std=0.1),
+            "W": wl.normal((n, n), std=1.5),
+            "v": wl.normal((n, 2)),
+            "c": wl.normal((2,)),
+        },
+        np.ones((2, 4)),
+    ),
+    "recurrent": (recurrent, RECURRENT, SEQUENCE[:, :3]),
+    "normalised": (
+        normalised_network,
+        {"U": wl.normal((4, n)), "v": wl.normal((n, 1))},
+        np.ones((2, 4)),
+    ),
+}
+
+
+@functools.cache
+def golden_program(name: str) -> TensorProgram:
+    f, params, x = GOLDEN_NETWORKS[name]
+    return wl.limit(f, params).program(x)
+
+
+@pytest.mark.parametrize("name", GOLDEN_NETWORKS)
+def test_program_is_printed_as_stored(name: str) -> None:
+    """Set WIDELIMIT_GOLDEN=write to store the texts anew, and read the difference."""
+    text, path = str(golden_program(name)) + "\n", GOLDEN / f"{name}.txt"
+    if os.environ.get("WIDELIMIT_GOLDEN") == "write":
+        path.write_text(text, encoding="utf-8")
+    stored = path.read_text(encoding="utf-8")
+    difference = difflib.unified_diff(
+        stored.splitlines(), text.splitlines(), "stored", "printed", lineterm=""
+    )
+    assert text == stored, "\n".join(difference)
+
+
+@pytest.mark.parametrize("name", GOLDEN_NETWORKS)
+def test_compiling_twice_gives_equal_programs(name: str) -> None:
+    f, params, x = GOLDEN_NETWORKS[name]
+    again = wl.limit(f, params).program(x)
+    assert again == golden_program(name)
+    assert str(again) == str(golden_program(name))
+
+
+@pytest.mark.parametrize("name", GOLDEN_NETWORKS)
+def test_stored_program_parses_back(name: str) -> None:
+    program = golden_program(name)
+    assert parse(str(program)) == program
