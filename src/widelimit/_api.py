@@ -213,45 +213,63 @@ class Limit:
         if x2 is not None:
             _check_axes(x1, x2)
             other = self._inputs(x2, "x2")
-        one, two = _struct(x1), _struct(x1 if other is None else other)
         if self._is_coupled(x1) or (other is not None and self._is_coupled(other)):
             return self._coupled_kernel(x1, other)
+        return self._blocks(x1, other, progress)
+
+    def _blocks(
+        self, x1: Any, x2: Any | None, progress: Any = None, taps: bool = False
+    ) -> Any:
+        """The kernel of independent inputs; with those at the taps, by name, if asked."""
+        one, two = _struct(x1), _struct(x1 if x2 is None else x2)
         first, second = self._network(one), self._second_network(one, two)
         self._check_order(first)
         self._check_data(first, x1)
-        if other is not None:
-            self._check_data(second, other)
+        if x2 is not None:
+            self._check_data(second, x2)
         dtype = _dtype(x1)
-        shared = self._shared(dtype)
-        block = self._kernel(one, two, dtype, first, second)
-        return block(
-            shared,
-            _cast(x1, dtype),
-            None if other is None else _cast(other, dtype),
-            progress,
+        shapes = (_key(_with_rows(one, 1)), _key(_with_rows(two, 1)))
+        key = (*shapes, str(dtype), taps)
+        if key not in self._kernels:
+            self._kernels[key] = self._kernel(first, second, dtype, taps)
+        other = None if x2 is None else _cast(x2, dtype)
+        return self._kernels[key](
+            self._shared(dtype), _cast(x1, dtype), other, progress
         )
 
     def _kernel(
-        self, one: Any, two: Any, dtype: Any, first: Network, second: Network
+        self, first: Network, second: Network, dtype: Any, taps: bool
     ) -> BlockKernel:
-        key = (_key(one), _key(two), str(dtype))
-        if key not in self._kernels:
-            pairs = PairKernel(first, second, self.trace_axes, coupled=False)
+        pairs = PairKernel(first, second, self.trace_axes, coupled=False)
 
-            def pair(shared: Any, a: Any, b: Any) -> Any:
-                return pairs.pair(
-                    {**shared, **_named(a)}, {**shared, **_named(b)}, dtype
-                )
+        def of(*sides: Side) -> Any:
+            engine, both = Engine(sides, dtype=dtype), (0, len(sides) - 1)
+            kernel = pairs.of(engine, both)
+            if not taps:
+                return kernel
+            found = {
+                name: _squeezed(_second(engine, tap, both))
+                for name, tap in first.taps.items()
+            }
+            return {"output": kernel, **found}
 
-            def same(shared: Any, a: Any) -> Any:
-                return pairs.same({**shared, **_named(a)}, dtype)
+        def pair(shared: Any, a: Any, b: Any) -> Any:
+            return of(
+                Side(first.program, {**shared, **_named(a)}),
+                Side(second.program, {**shared, **_named(b)}),
+            )
 
-            def swap(k: Any) -> Any:
+        def same(shared: Any, a: Any) -> Any:
+            return of(Side(first.program, {**shared, **_named(a)}))
+
+        def swap(kernels: Any) -> Any:
+            def one(k: Any) -> Any:
                 half = k.ndim // 2
                 return jnp.transpose(k, (*range(half, k.ndim), *range(half)))
 
-            self._kernels[key] = BlockKernel(pair, same, swap)
-        return self._kernels[key]
+            return jax.tree.map(one, kernels)
+
+        return BlockKernel(pair, same, swap)
 
     def _coupled_kernel(self, x1: Any, x2: Any | None) -> jax.Array:
         """Each data set is one batch: one pair of whole batches."""
@@ -283,38 +301,18 @@ class Limit:
         x = self._inputs(x, "x")
         batch = self._is_coupled(x)
         network, dtype = self._network(_struct(x), batch), _dtype(x)
-        shared = self._shared(dtype)
-        results = {"output": self.nngp(x)}
         for name, tap in network.taps.items():
             if tap.power > 0:
                 raise NoLimitError(_diverges(f"The tap `{name}`", tap))
-            if batch:
-                side = Side(
-                    network.program, {**shared, **_named(_cast(x, dtype), whole=True)}
-                )
-                k = _second(Engine((side,), dtype=dtype), tap, (0, 0))
-                half = k.ndim // 2
-                results[name] = jnp.moveaxis(k, half, 1)
-                continue
-            results[name] = self._tap_kernel(network, tap, dtype)(
-                shared, _cast(x, dtype), None
-            )
+        if not batch:
+            return self._blocks(x, None, taps=True)
+        results = {"output": self._coupled_kernel(x, None)}
+        inputs = {**self._shared(dtype), **_named(_cast(x, dtype), whole=True)}
+        engine = Engine((Side(network.program, inputs),), dtype=dtype)
+        for name, tap in network.taps.items():
+            k = _second(engine, tap, (0, 0))
+            results[name] = jnp.moveaxis(k, k.ndim // 2, 1)
         return results
-
-    def _tap_kernel(self, network: Network, tap: Traced, dtype: Any) -> BlockKernel:
-        def pair(shared: Any, a: Any, b: Any) -> Any:
-            sides = [Side(network.program, {**shared, **_named(v)}) for v in (a, b)]
-            return _squeezed(_second(Engine(sides, dtype=dtype), tap, (0, 1)))
-
-        def same(shared: Any, a: Any) -> Any:
-            side = Side(network.program, {**shared, **_named(a)})
-            return _squeezed(_second(Engine((side,), dtype=dtype), tap, (0, 0)))
-
-        def swap(k: Any) -> Any:
-            half = k.ndim // 2
-            return jnp.transpose(k, (*range(half, k.ndim), *range(half)))
-
-        return BlockKernel(pair, same, swap)
 
     # What it is -----------------------------------------------------------------------
 

@@ -87,7 +87,7 @@ def test_one_matrix_used_twice_correlates_and_two_do_not():
     wanted = mean2(lambda u, v: np.tanh(u) * np.tanh(v), cov)
     assert wanted > 0.1
     assert float(lim.mean(both)) == pytest.approx(wanted, rel=1e-10)
-    assert float(lim.mean(apart)) == 0.0
+    assert abs(float(lim.mean(apart))) < 1e-15
 
 
 def test_a_recurrence_with_one_matrix_correlates_its_steps():
@@ -245,8 +245,18 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", ["relu", "tanh", "erf", "silu", "step"])
-@pytest.mark.parametrize("scale", [1.0, 2.0, -1.0])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("relu", -1.0), ("erf", 2.0), ("step", 1.0), ("tanh", 2.0)]
+    + [
+        pytest.param(k, s, marks=SLOW)
+        for k in ACTIVATIONS
+        for s in (1.0, 2.0, -1.0, -0.3)
+    ],
+)
 def test_parallel_vectors(name, scale):
     """A scaled copy: exactly singular, and the same as a function of one variable."""
     f = ACTIVATIONS[name]
@@ -286,6 +296,7 @@ def test_a_closed_form_says_so():
     assert "closed form" in estimate.route
 
 
+@pytest.mark.slow
 def test_many_leaves_need_random_points_and_admit_it():
     """cos of a sum of five has a closed form, which a hidden sum does not show."""
     p = wl.Program()

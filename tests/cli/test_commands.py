@@ -9,7 +9,6 @@ import pytest
 
 import widelimit as wl
 from widelimit.cli import main
-from widelimit.cli._kernel import TILE, tiled
 from widelimit.cli._progress import progress
 
 MODEL = """\
@@ -147,39 +146,6 @@ def test_coverage_lists_every_rule(capsys):
     lines = output(capsys, "coverage").splitlines()
     assert [line.split()[0] for line in lines] == sorted(RULES)
     assert all(len(line.split()) > 1 for line in lines)
-
-
-class Recorder:
-    """Stands for a network: a known kernel with one position axis, and the calls."""
-
-    def __init__(self, coupled=False):
-        self.shapes = set()
-        self.is_coupled = coupled
-
-    def coupled(self, x):
-        return self.is_coupled
-
-    def nngp(self, x1, x2=None):
-        z = x1 if x2 is None else x2
-        self.shapes.add((len(x1), len(z), x2 is None))
-        return np.einsum("i,ip,jq->ijpq", x1[:, 0], x1, z)
-
-
-@pytest.mark.parametrize("size", [1, 7, TILE, TILE + 1, 2 * TILE, 2 * TILE + 9])
-@pytest.mark.parametrize("other", [None, 3, TILE + 5])
-def test_tiles_put_every_pair_in_its_place(size, other):
-    x = np.random.default_rng(0).normal(size=(size, 2))
-    x[:, 0] = 1.0  # makes the recorder's kernel symmetric
-    z = None if other is None else np.random.default_rng(1).normal(size=(other, 2))
-    whole, parts = Recorder(), Recorder()
-    np.testing.assert_array_equal(tiled(parts, x, z), whole.nngp(x, z))
-    assert len(parts.shapes) <= 2  # each shape is compiled once
-
-
-def test_a_batch_whose_inputs_interact_is_never_split():
-    net, x = Recorder(coupled=True), np.ones((2 * TILE, 2))
-    tiled(net, x)
-    assert net.shapes == {(2 * TILE, 2 * TILE, True)}
 
 
 def test_bars_are_for_terminals_only(capsys, monkeypatch):

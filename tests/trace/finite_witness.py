@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import widelimit as wl
 from widelimit.program import TensorProgram
 from widelimit.program._run import Run
 from widelimit.trace import (
@@ -131,7 +130,8 @@ def _parameter(c: Compiled, draws: Mapping[str, Any], name: str, p: Any) -> Any:
         parts = blocks(c.layouts[name, wide[0]])
         names = [name if len(parts) == 1 else f"{name}_{i}" for i in range(len(parts))]
         placed = [
-            _place(draws[line], wide[0], b) for line, b in zip(names, parts, strict=True)
+            _place(draws[line], wide[0], b)
+            for line, b in zip(names, parts, strict=True)
         ]
         value = np.concatenate(placed, axis=wide[0])
     else:
@@ -141,7 +141,7 @@ def _parameter(c: Compiled, draws: Mapping[str, Any], name: str, p: Any) -> Any:
 
 
 def _matrix(
-    c: Compiled, draws: Mapping[str, Any], name: str, p: wl.Normal, wide: tuple[int, int]
+    c: Compiled, draws: Mapping[str, Any], name: str, p: Normal, wide: tuple[int, int]
 ) -> np.ndarray:
     first, second = (blocks(c.layouts[name, a]) for a in wide)
     single = len(first) == len(second) == 1
@@ -149,7 +149,9 @@ def _matrix(
         [
             np.concatenate(
                 [
-                    _block(c, draws, name if single else f"{name}_{i}_{j}", name, p, b, d)
+                    _block(
+                        c, draws, name if single else f"{name}_{i}_{j}", name, p, b, d
+                    )
                     for j, d in enumerate(second)
                 ],
                 axis=wide[1],
@@ -165,7 +167,7 @@ def _block(
     draws: Mapping[str, Any],
     line: str,
     name: str,
-    p: wl.Normal,
+    p: Normal,
     b: Block,
     d: Block,
 ) -> np.ndarray:

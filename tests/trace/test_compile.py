@@ -20,25 +20,19 @@ from reference_data import array
 from reference_networks import NETWORKS
 
 import widelimit as wl
-from widelimit.program import Map, Primitive, TensorProgram, VecIn, parse, simulate
+from widelimit.program import Map, Primitive, TensorProgram, parse, simulate
 from widelimit.trace import compile_network
 
 Function = Callable[[Params, Array], Array]
 
 FAST = (
     "recurrent_network",
-    "scan_over_layers",
     "static_loop",
-    "recurrent_network_with_all_states",
     "convolution_in_one_dimension",
-    "depthwise_convolution",
     "heads_by_reshape",
-    "gated_recurrent_unit",
     "splitting_a_width",
-    "joining_unequal_widths",
     "embedding",
     "root_mean_square_normalisation",
-    "weights_on_the_left",
     "tied_weights",
 )
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -87,7 +81,12 @@ def test_every_reference_network_agrees(name: str) -> None:
 def strided_convolution(p: Params, x: Array) -> Array:
     layout = ("NHWC", "HWIO", "NHWC")
     h = lax.conv_general_dilated(
-        x, p["W"], (2, 1), [(1, 0), (2, 1)], rhs_dilation=(1, 2), dimension_numbers=layout
+        x,
+        p["W"],
+        (2, 1),
+        [(1, 0), (2, 1)],
+        rhs_dilation=(1, 2),
+        dimension_numbers=layout,
     )
     h = lax.conv_general_dilated(
         jax.nn.relu(h), p["Q"], (1, 2), "SAME", dimension_numbers=layout
@@ -96,16 +95,23 @@ def strided_convolution(p: Params, x: Array) -> Array:
 
 
 def test_padded_and_strided_convolution_agrees() -> None:
-    g, theta = wl.limit(
-        strided_convolution,
-        params := {
-            "W": wl.normal((2, 3, 2, n)),
-            "Q": wl.normal((2, 2, n, n)),
-            "v": wl.normal((4 * n, 3)),
-        },
-    ).at(key=jax.random.key(0), n=4)
-    assert g(theta, IMAGE).shape == (2, 3)
+    params = {
+        "W": wl.normal((2, 3, 2, n)),
+        "Q": wl.normal((2, 2, n, n)),
+        "v": wl.normal((4 * n, 3)),
+    }
     agree(strided_convolution, params, IMAGE)
+
+
+def overwritten_diagonal(p: Params, x: Array) -> Array:
+    h = apply(p["W"], x)[:, :3, :3]
+    h = h.at[:, np.arange(3), np.arange(3)].set(jnp.tanh(h[:, 0]))
+    return apply(p["v"], jnp.sin(h))
+
+
+def test_overwritten_diagonal_agrees() -> None:
+    params = {"W": wl.normal((2, n)), "v": wl.normal((n, 1))}
+    agree(overwritten_diagonal, params, IMAGE)
 
 
 def attention(p: Params, x: Array) -> Array:
@@ -192,7 +198,7 @@ def test_random_bits_are_uniform_numbers_from_input_lines(
         return plain[1](key, shape) if value is None else value
 
     theta = {
-        "U": lines["U"].T if lines["U"].shape[0] == c.widths["n"] else lines["U"],
+        "U": lines["U"].reshape(4, -1),
         "W": lines["W"].T * math.sqrt(c.widths["n"]),
         "v": lines["v"].reshape(-1, 1),
     }
@@ -222,6 +228,7 @@ RECURRENT = {
 }
 
 
+@pytest.mark.slow
 def test_second_moments_of_simulation_and_network_agree() -> None:
     """Independent draws of both, so that the laws of the input lines are seen too."""
     x, width, seeds = SEQUENCE[:, :3], 8, 4000
@@ -251,13 +258,19 @@ def dense_network(p: Params, x: Array) -> Array:
     return apply(p["v"], h) + p["c"]
 
 
-def normalised_network(p: Params, x: Array) -> Array:
-    h = apply(p["U"], x)
-    h = h / jnp.sqrt(jnp.mean(h**2, axis=-1, keepdims=True))
-    return apply(p["v"], jnp.sin(h))
+def tied_network(p: Params, x: Array) -> Array:
+    h = jnp.tanh(apply(p["U"], x))
+    for _ in range(2):
+        h = jnp.tanh(apply(p["W"], h) + apply(p["U"], x))
+    return apply(p["v"], h)
 
 
-GOLDEN_NETWORKS: dict[str, tuple[Function, Params, np.ndarray]] = {
+def gated_network(p: Params, x: Array) -> Array:
+    a, b = jnp.split(apply(p["U"], x), 2, axis=-1)
+    return apply(p["v"], jnp.tanh(a) * jax.nn.relu(b))
+
+
+GOLDEN_NETWORKS: dict[str, tuple[Function, Params]] = {
     "dense": (
         dense_network,
         {
@@ -267,21 +280,20 @@ GOLDEN_NETWORKS: dict[str, tuple[Function, Params, np.ndarray]] = {
             "v": wl.normal((n, 2)),
             "c": wl.normal((2,)),
         },
-        np.ones((2, 4)),
     ),
-    "recurrent": (recurrent, RECURRENT, SEQUENCE[:, :3]),
-    "normalised": (
-        normalised_network,
-        {"U": wl.normal((4, n)), "v": wl.normal((n, 1))},
-        np.ones((2, 4)),
+    "tied": (
+        tied_network,
+        {"U": wl.normal((4, n)), "W": wl.normal((n, n)), "v": wl.normal((n, 1))},
     ),
+    "gated": (gated_network, {"U": wl.normal((4, 2 * n)), "v": wl.normal((n, 1))}),
 }
+"""Without lines that name primitives of JAX, whose parameters change with its version."""
 
 
 @functools.cache
 def golden_program(name: str) -> TensorProgram:
-    f, params, x = GOLDEN_NETWORKS[name]
-    return wl.limit(f, params).program(x)
+    f, params = GOLDEN_NETWORKS[name]
+    return wl.limit(f, params).program(np.ones((2, 4)))
 
 
 @pytest.mark.parametrize("name", GOLDEN_NETWORKS)
@@ -299,8 +311,8 @@ def test_program_is_printed_as_stored(name: str) -> None:
 
 @pytest.mark.parametrize("name", GOLDEN_NETWORKS)
 def test_compiling_twice_gives_equal_programs(name: str) -> None:
-    f, params, x = GOLDEN_NETWORKS[name]
-    again = wl.limit(f, params).program(x)
+    f, params = GOLDEN_NETWORKS[name]
+    again = wl.limit(f, params).program(np.ones((2, 4)))
     assert again == golden_program(name)
     assert str(again) == str(golden_program(name))
 
@@ -308,4 +320,6 @@ def test_compiling_twice_gives_equal_programs(name: str) -> None:
 @pytest.mark.parametrize("name", GOLDEN_NETWORKS)
 def test_stored_program_parses_back(name: str) -> None:
     program = golden_program(name)
+    maps = [line.op for line in program.lines if isinstance(line, Map)]
+    assert not any(isinstance(op, Primitive) for op in maps)
     assert parse(str(program)) == program

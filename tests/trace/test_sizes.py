@@ -45,7 +45,10 @@ def test_trial_widths_divide_into_heads_and_are_distinct(
 
 # ----------------------------------------------------------------------------- sizes
 @given(
-    a=st.integers(0, 8), b=st.integers(0, 8), c=st.integers(-5, 5), k=st.sampled_from([1, 2, 3, 4])
+    a=st.integers(0, 8),
+    b=st.integers(0, 8),
+    c=st.integers(-5, 5),
+    k=st.sampled_from([1, 2, 3, 4]),
 )
 def test_linear_sizes_in_two_widths(a: int, b: int, c: int, k: int) -> None:
     s, assignments = solver(TWO)
@@ -69,7 +72,7 @@ def test_widths_of_equal_ratio_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    "f", [lambda w: w["n"] ** 2, lambda w: math.isqrt(w["n"]), lambda w: w["n"] % 1009]
+    "f", [lambda w: w["n"] ** 2, lambda w: math.isqrt(w["n"]), lambda w: w["n"] % 997]
 )
 def test_size_that_is_not_linear_is_refused(f: Any) -> None:
     s, assignments = solver(ONE)
@@ -132,7 +135,9 @@ def test_product_of_powers_of_two_widths() -> None:
 
 def test_round_numbers_stay_round() -> None:
     s, assignments = solver(ONE)
-    assert s.scalar([0.1 / w["n"] for w in assignments], "") == Scaled(0.1, Fraction(-1))
+    assert s.scalar([0.1 / w["n"] for w in assignments], "") == Scaled(
+        0.1, Fraction(-1)
+    )
     assert s.scalar([2 * math.sqrt(w["n"]) for w in assignments], "").value == 2.0
 
 
@@ -167,7 +172,9 @@ def test_leading_order_in_two_widths_is_along_the_ray() -> None:
 )
 def test_scalar_without_a_power_law_is_refused(f: Any) -> None:
     s, assignments = solver(ONE)
-    with pytest.raises(wl.UnsupportedError, match=r"not of the form c \* n\^p.*net\.py"):
+    with pytest.raises(
+        wl.UnsupportedError, match=r"not of the form c \* n\^p.*net\.py"
+    ):
         s.scalar([f(w) for w in assignments], ", at net.py:9")
 
 

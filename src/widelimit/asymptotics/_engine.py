@@ -16,7 +16,7 @@ A *side* is a program with its input data. Two sides share their weights by name
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -426,22 +426,31 @@ class Engine:
             constants: the question is the mean itself.
         """
         total: Sum = ZERO
-        for term in line.terms:
-            sums = [self.letters.new(s) for s in term.sums]
-            full = (*u.indices, *self.plain(sums))
-            coefficients = self.coefficients(u, term, full)
-            if coefficients is None:
-                continue
-            if term.x is not None:
-                inner = ask(
-                    View(u.side, term.x, tuple(compose(m, full) for m in term.maps))
-                )
+        for coefficients, sums, x in self.terms(u, line):
+            if x is not None:
+                inner = ask(x)
             elif constants:
                 inner = (Product(),)
             else:
                 inner = ZERO if other is None else self.mean(other)
             total += tuple(p.times(*coefficients, sums=sums) for p in inner)
         return total
+
+    def terms(
+        self, u: View, line: LinComb
+    ) -> Iterator[tuple[tuple[Factor, ...], tuple[Letter, ...], View | None]]:
+        """The terms of a combination: coefficients, summed letters, what is read.
+
+        Nothing is read of the vector of ones. Terms that are zero are left out.
+        """
+        for term in line.terms:
+            sums = tuple(self.letters.new(s) for s in term.sums)
+            full = (*u.indices, *self.plain(sums))
+            coefficients = self.coefficients(u, term, full)
+            if coefficients is not None:
+                maps = tuple(compose(m, full) for m in term.maps)
+                read = None if term.x is None else View(u.side, term.x, maps)
+                yield coefficients, sums, read
 
     def coefficients(
         self, u: View, term: Term, full: Sequence[Index]

@@ -199,18 +199,10 @@ class _Expansion:
             return [Piece((), mask) * p for p in pieces]
         assert isinstance(line, LinComb)
         pieces = []
-        for term in line.terms:
-            sums = [engine.letters.new(s) for s in term.sums]
-            full = (*view.indices, *engine.plain(sums))
-            coefficients = engine.coefficients(view, term, full)
-            if coefficients is None:
-                continue
-            piece = Piece((), mask + coefficients, tuple(sums))
-            if term.x is None:
-                pieces.append(piece)
-                continue
-            inner = View(view.side, term.x, tuple(compose(m, full) for m in term.maps))
-            pieces += [piece * p for p in self.view(inner)]
+        for coefficients, sums, inner in engine.terms(view, line):
+            piece = Piece((), mask + coefficients, sums)
+            read = [Piece()] if inner is None else self.view(inner)
+            pieces += [piece * p for p in read]
         return pieces
 
     def unmask(self, view: View) -> tuple[tuple[Factor, ...], View]:

@@ -8,7 +8,6 @@ import numpy as np
 import widelimit as wl
 
 from ..examples import digits
-from ._kernel import tiled
 from ._progress import progress
 
 NETWORKS = (
@@ -61,7 +60,9 @@ def demo(
     print("network   limit and networks   kernel     accuracy")
     for o in outcomes:
         verdict = "agree" if o.agrees else "DISAGREE"
-        print(f"{o.name:<9} {verdict:<20} {o.seconds:6.1f} s  {o.accuracy:8.1%}")
+        print(
+            f"{o.name:<9} {verdict:<20} {o.seconds:6.1f} s  {o.accuracy * 100:6.1f} %"
+        )
     print(f"\n{NEXT}")
     return 0 if all(o.agrees for o in outcomes) else 1
 
@@ -84,7 +85,8 @@ def _run(
 
     images = data.images[: train + test].astype(np.float32)
     start = time.perf_counter()
-    k = tiled(net, images)
+    with progress("kernel") as report:
+        k = np.asarray(net.nngp(images, progress=report))
     seconds = time.perf_counter() - start
     print(f"\nKernel of {len(images):,} x {len(images):,} images: {seconds:.1f} s")
     accuracy = _accuracy(k.astype(np.float64), data, train)

@@ -113,8 +113,38 @@ def expect(
         broadcast together, and what depends on one leaf is computed in the shape of
         that leaf.
     """
-    law = _Law(tuple(means), tuple(tuple(row) for row in cov), tuple(params), accuracy)
-    return _product(tuple(factors), _cast(law))
+    law = _cast(
+        _Law(tuple(means), tuple(tuple(row) for row in cov), tuple(params), accuracy)
+    )
+    if _routes.get() is not None:
+        # What is recorded must run, not be found in a cache.
+        return _product(tuple(factors), law)
+    pairs = [(i, j) for i in range(law.d) for j in range(i, law.d)]
+    entries = (*law.means, *(law.cov[i][j] for i, j in pairs))
+    known = tuple(z is not None for z in entries)
+    run = _jitted(tuple(factors), law.d, known, accuracy)
+    return run(tuple(z for z in entries if z is not None), law.params)
+
+
+@functools.lru_cache(maxsize=4096)
+def _jitted(
+    factors: tuple[Expr, ...], d: int, known: tuple[bool, ...], accuracy: Accuracy
+) -> Callable[..., Array]:
+    """The expectation for one pattern of structural zeros, traced once a shape."""
+
+    @jax.jit
+    def run(given: tuple[Array, ...], params: tuple[Array, ...]) -> Array:
+        values = iter(given)
+        entries = [next(values) if one else None for one in known]
+        cov: list[list[Array | None]] = [[None] * d for _ in range(d)]
+        rest = iter(entries[d:])
+        for i in range(d):
+            for j in range(i, d):
+                cov[i][j] = cov[j][i] = next(rest)
+        law = _Law(tuple(entries[:d]), tuple(map(tuple, cov)), params, accuracy)
+        return _product(factors, law)
+
+    return run
 
 
 def route(factors: Sequence[Expr], d: int) -> str:

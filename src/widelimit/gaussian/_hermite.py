@@ -88,7 +88,9 @@ def _series(f: Expr, g: Expr, level: int, parity: int) -> Callable[..., Array]:
         ranks = [x.ndim - on for x, on in zip(args, batched, strict=True)]
         rank = max(ranks)
         moved = [
-            x.reshape(x.shape[:1] + (1,) * (rank - x.ndim + 1) + x.shape[1:]) if on else x
+            x.reshape(x.shape[:1] + (1,) * (rank - x.ndim + 1) + x.shape[1:])
+            if on
+            else x
             for x, on in zip(args, batched, strict=True)
         ]
         return run(*moved), True

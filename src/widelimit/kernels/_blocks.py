@@ -38,6 +38,8 @@ class BlockKernel:
         pair: the kernel of one pair of inputs; its result has the axes of both.
         same: the kernel of an input with itself, exact where `pair` only converges.
         swap: exchanges the roles of the two inputs in the result of `pair`.
+
+    Results may be pytrees: several matrices, computed together.
     """
 
     def __init__(
@@ -80,33 +82,32 @@ class BlockKernel:
             progress(len(needed), len(needed))
         if x2 is not None:
             return self._join(tiles, n1, n2)
-        step = _even(n1, max(1, min(_SIDE, _BLOCK // size)))
-        exact = self._diagonal(step, shared, _rows(x1, 0, step * -(-n1 // step)))
+        steps = [_rows(x1, i, plan.rows) for i in range(0, n1, plan.rows)]
+        exact = [self._diagonal(plan.block_rows, shared, x) for x in steps]
         return self._mirror(tiles, exact, n1)
 
     def _joined(self, tiles: dict[tuple[int, int], Any], n1: int, n2: int) -> Any:
         rows, cols = (sorted({k[side] for k in tiles}) for side in (0, 1))
-        return jnp.concatenate(
-            [jnp.concatenate([tiles[i, j] for j in cols], axis=1) for i in rows]
-        )[:n1, :n2]
 
-    def _mirrored(self, tiles: dict[tuple[int, int], Any], exact: Any, n: int) -> Any:
-        """The whole matrix from the tiles on and above its diagonal: exactly symmetric."""
-        full = dict(tiles)
-        for (i, j), t in tiles.items():
-            if i != j:
-                full[j, i] = jnp.swapaxes(self._swapped(t), 0, 1)
-                continue
-            index = jnp.arange(t.shape[0])
-            lower = index[:, None] > index[None, :]
-            lower = lower.reshape(lower.shape + (1,) * (t.ndim - 2))
-            full[i, i] = jnp.where(lower, jnp.swapaxes(self._swapped(t), 0, 1), t)
-        matrix = self._joined(full, n, n)
-        index = jnp.arange(n)
-        return matrix.at[index, index].set(exact[:n])
+        def join(*parts: Any) -> Any:
+            at = dict(zip(tiles, parts, strict=True))
+            lines = [jnp.concatenate([at[i, j] for j in cols], axis=1) for i in rows]
+            return jnp.concatenate(lines)[:n1, :n2]
 
-    def _swapped(self, tile: Any) -> Any:
-        return jax.vmap(jax.vmap(self._swap))(tile)
+        return jax.tree.map(join, *tiles.values())
+
+    def _mirrored(self, tiles: dict[tuple[int, int], Any], exact: list[Any], n: int) -> Any:
+        """The whole matrix from tiles on and above its diagonal: exactly symmetric."""
+        full = {}
+        for (i, j), tile in tiles.items():
+            other = _swap_sides(jax.vmap(jax.vmap(self._swap))(tile))
+            if i == j:
+                diagonal = exact[i // _count(exact[0])]
+                tile = jax.tree.map(_with_diagonal, tile, other, diagonal)
+            else:
+                full[j, i] = other
+            full[i, j] = tile
+        return self._joined(full, n, n)
 
     def _tile_now(self, plan: "_Plan", shared: Any, a: Any, b: Any) -> Any:
         """All pairs of the rows `a` and the columns `b`, block by block."""
@@ -116,10 +117,10 @@ class BlockKernel:
             return jax.vmap(inner, in_axes=(None, 0, None))(shared, x, y)
 
         def across(x: Any) -> Any:
-            return _in_steps(lambda y: jnp.swapaxes(block(x, y), 0, 1), b, plan.block_cols)
+            return _in_steps(lambda y: _swap_sides(block(x, y)), b, plan.block_cols)
 
         def down(x: Any) -> Any:
-            return jnp.swapaxes(across(x), 0, 1)
+            return _swap_sides(across(x))
 
         return _in_steps(down, a, plan.block_rows)
 
@@ -174,15 +175,27 @@ def _in_steps(f: Callable[[Any], Any], x: Any, step: int) -> Any:
     if step == count:
         return f(x)
     parts = jax.tree.map(lambda a: a.reshape(count // step, step, *a.shape[1:]), x)
-    result = lax.map(f, parts)
-    return result.reshape(count, *result.shape[2:])
+    return jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), lax.map(f, parts))
+
+
+def _swap_sides(tile: Any) -> Any:
+    return jax.tree.map(lambda t: jnp.swapaxes(t, 0, 1), tile)
+
+
+def _with_diagonal(upper: Any, lower: Any, exact: Any) -> Any:
+    """A square tile from one above its diagonal, one below it, and the diagonal."""
+    index = jnp.arange(upper.shape[0])
+    axes = tuple(range(2, upper.ndim))
+    below = jnp.expand_dims(index[:, None] > index, axes)
+    on = jnp.expand_dims(index[:, None] == index, axes)
+    return jnp.where(on, exact[:, None], jnp.where(below, lower, upper))
 
 
 def _compiled(f: Callable[..., Any], static: tuple[int, ...]) -> Callable[..., Any]:
     """`jax.jit(f)`, with the optimisation barriers of `f` respected.
 
-    XLA removes them on the CPU before it fuses, and then computes a layer anew for every
-    shift of the convolution that follows. Only an outermost jit takes options.
+    XLA removes them on the CPU before it fuses, and then computes a layer anew for
+    every shift of the convolution that follows. Only an outermost jit takes options.
     """
     options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
     nested = jax.jit(f, static_argnums=static)

@@ -32,7 +32,6 @@ from ._lines import VecIn as VecIn
 from ._lines import Vector as Vector
 from ._lines import compose as compose
 from ._lines import identity_maps as identity_maps
-from ._lines import letter_sizes as letter_sizes
 from ._matrices import MatrixHandle as MatrixHandle
 from ._parse import parse as parse
 from ._program import TensorProgram as TensorProgram

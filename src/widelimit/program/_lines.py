@@ -400,11 +400,6 @@ class Map(_Line):
 Line = VecIn | MatIn | Transpose | MatMul | LinComb | Nonlin | Moment | Map | Readout
 
 
-def letter_sizes(shape: tuple[int, ...], sums: tuple[int, ...]) -> tuple[int, ...]:
-    """The sizes of all letters of a line, those of the result first."""
-    return shape + sums
-
-
 def prod(shape: tuple[int, ...]) -> int:
     """The number of positions of an index shape."""
     return math.prod(shape)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -205,8 +204,3 @@ def arity(expr: Expr) -> int:
             return 0
         case Call(_, inner):
             return max((arity(a) for a in inner), default=0)
-
-
-def is_number(x: Any) -> bool:
-    """Whether `x` is a finite Python number."""
-    return isinstance(x, int | float) and math.isfinite(x)

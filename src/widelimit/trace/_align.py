@@ -8,7 +8,7 @@ import numpy as np
 
 from .._errors import UnsupportedError
 from .._jax import Atom, Equation, Graph, Literal, Var
-from ._sizes import Extent, Scaled, Size, Solver
+from ._sizes import Extent, Scaled, Size, Solver, shape_text
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -156,9 +156,9 @@ class _Aligner:
             np.array_equal(a, arrays[0], equal_nan=a.dtype.kind == "f") for a in arrays
         ):
             raise UnsupportedError(
-                f"An array of shape {_show(shape)} made by the function has entries "
-                f"that change with the width{where}: only scalars may. Multiply by a "
-                "scalar function of the width outside the array."
+                f"An array of shape {shape_text(shape)} made by the function has "
+                f"entries that change with the width{where}: only scalars may. "
+                "Multiply by a scalar function of the width outside the array."
             )
         return Constant(arrays[0], shape)
 
@@ -174,17 +174,13 @@ class _Aligner:
                 head = np.take(array, [0], axis=axis)
                 if not (array == head).all():
                     raise UnsupportedError(
-                        f"A fixed array of shape {_show(shape)} varies along a wide "
-                        f"axis{where}: in the limit its coordinates have no meaning. "
-                        "Declare it as a parameter (`wl.normal`), or make it constant "
-                        "along that axis."
+                        f"A fixed array of shape {shape_text(shape)} varies along a "
+                        f"wide axis{where}: in the limit its coordinates have no "
+                        "meaning. Declare it as a parameter (`wl.normal`), or make it "
+                        "constant along that axis."
                     )
                 array = head
         return array
-
-
-def _show(shape: tuple[Extent, ...]) -> str:
-    return "(" + ", ".join(str(s) for s in shape) + ")"
 
 
 def _difference(graphs: Sequence[Graph]) -> str:

@@ -27,7 +27,7 @@ from ..program import (
     compose,
     operands,
 )
-from ._elementwise import pending
+from ._elementwise import pending, scaled
 from ._fixed import refuse_labels
 from ._layout import Block, blocks
 from ._tracer import MatrixSource, Tracer
@@ -356,8 +356,7 @@ def _coefficient(
 ) -> float | TensorArg:
     """A fixed tensor as a coefficient, read at maps over letters of these sizes."""
     plain = all(
-        (m.is_identity and m.table.size == sizes[m.letters[0]] == s)
-        or s == 1
+        (m.is_identity and m.table.size == sizes[m.letters[0]] == s) or s == 1
         for m, s in zip(maps, data.leaf_shape(None), strict=True)
     )
     if not plain or len({m.letters for m in maps if m.letters}) < sum(
@@ -605,8 +604,6 @@ def products(
 def _product_sum(
     tr: Tracer, a: Leaf, b: Leaf, out: tuple[int, ...], sums: tuple[int, ...]
 ) -> Leaf:
-    from ._elementwise import scaled
-
     full = (*out, *sums)
     if isinstance(a, Known | Data):
         a, b = b, a

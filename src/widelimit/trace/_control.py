@@ -9,6 +9,7 @@ from jax import lax
 
 from .._jax import Equation, Var
 from ..program import VecIn
+from ._fixed import on_tensors
 from ._layout import blocks
 from ._move import stack
 from ._sizes import Size
@@ -176,8 +177,6 @@ def bitcast(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
 
 
 def _plain_bitcast(tr: Tracer, e: Equation, x: Any) -> Any:
-    from ._fixed import on_tensors
-
     if isinstance(x, Value) and x.kind == "fixed" and not x.wide:
         return on_tensors(tr, e, [x], x.power)[0]
     raise tr.refuse("The bits of a random vector")

@@ -339,7 +339,11 @@ def _one_function(tr: Tracer, a: Leaf, b: Leaf) -> bool:
 def scaled(tr: Tracer, leaf: Leaf, by: Leaf | float, shape: tuple[int, ...]) -> Linear:
     """A combination times a fixed value."""
     linear = tr.emit.linear(leaf, shape, tr.where)
-    c = by if isinstance(by, int | float) else tr.emit.coefficient(by, len(shape), tr.where)
+    c = (
+        by
+        if isinstance(by, int | float)
+        else tr.emit.coefficient(by, len(shape), tr.where)
+    )
     if isinstance(c, TensorArg):
         terms = tuple(
             dataclasses.replace(t, tensors=(*t.tensors, c)) for t in linear.terms
@@ -388,7 +392,7 @@ def _orders(
     power = _order_of_product(e, ins)
     if power is not None:
         return ins, power
-    present = [v for v in ins if not _all_zero(v)]
+    present = [v for v in ins if not v.is_zero]
     start = 1 if e.name == "select_n" else 0
     powers = {v.power for v in present if v is not ins[0] or start == 0}
     if powers <= {Fraction(0)}:
@@ -429,12 +433,8 @@ def _order_of_product(e: Equation, ins: Sequence[Value]) -> Fraction | None:
     return None
 
 
-def _all_zero(v: Value) -> bool:
-    return v.leaves is not None and all(is_zero(x) for x in v.leaves)
-
-
 def _dropped(tr: Tracer, v: Value, top: Fraction) -> Value:
-    if v.power == top or _all_zero(v):
+    if v.power == top or v.is_zero:
         return v
     tr.note(f"A term of order n^{v.power} was dropped beside one of order n^{top}")
     if v.leaves is None:

@@ -9,6 +9,7 @@ blocks.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 from .._errors import UnsupportedError
@@ -114,6 +115,8 @@ class Unifier:
                 x, y = y, x
             assert isinstance(x, Major)
             assert isinstance(y, Minor)
+            if _shuffled(x, y):
+                raise _shuffle(where)
             # r * (n/k) + a and a' * g + r' at once: i = (r, b, r').
             inner = Atom(size_of(x) / (x.count * y.count))
             self.unify(x.axis, Minor(inner, y.count), where)
@@ -122,10 +125,7 @@ class Unifier:
     def _bind(self, atom: Atom, axis: Axis, where: str) -> None:
         if not isinstance(axis, Atom):
             if any(a is atom for a in atoms(axis)):
-                raise UnsupportedError(
-                    "A wide axis is divided in major and in minor order at once (a "
-                    f"channel shuffle): that has no limit in the theory{where}."
-                )
+                raise _shuffle(where)
             self.structured += 1
         atom.bound = axis
 
@@ -160,6 +160,11 @@ class Unifier:
                     "depends on the widths."
                 )
             q = resolve(q)
+            if isinstance(q, Row | Major):
+                # It was cut further since the row was listed.
+                a.insert(0, p)
+                b[:0] = _parts(q)
+                continue
             if not isinstance(q, Atom):
                 raise UnsupportedError(
                     f"A wide axis is cut inside a block of {sp}{where}."
@@ -170,6 +175,22 @@ class Unifier:
             self._bind(q, Row((head, rest)), where)
             self.unify(p, head, where)
             b.insert(0, rest)
+
+
+def _shuffled(x: Axis, y: Axis) -> bool:
+    """Whether an atom is to stand behind two different numbers of outer copies.
+
+    It would then consist of copies of its own parts, without end.
+    """
+    outer = {b.atom: math.prod(b.majors) for b in blocks(x)}
+    return any(outer.get(b.atom) not in (None, math.prod(b.majors)) for b in blocks(y))
+
+
+def _shuffle(where: str) -> UnsupportedError:
+    return UnsupportedError(
+        "A wide axis is divided in major and in minor order at once (a channel "
+        f"shuffle): that has no limit in the theory{where}."
+    )
 
 
 def _parts(axis: Axis) -> Iterator[Axis]:

@@ -18,7 +18,7 @@ from .._jax import Equation, Var
 from ..program import AxisMap, TensorArg, Term
 from ._fixed import fold, narrowed
 from ._layout import Axis, Major, Minor, Row, blocks, resolve, size_of
-from ._sizes import Extent, Shape, Size, finite, finite_shape
+from ._sizes import Extent, Shape, Size, finite, finite_shape, shape_text
 from ._tracer import Check, Tracer, rule
 from ._values import Data, Known, Leaf, Linear, MatrixValue, Value, leaf_shape
 from ._views import axis_maps, combined, view
@@ -40,11 +40,11 @@ def move(
     """
     kind = max((v.kind for v in ins), key=["fixed", "output", "vector"].index)
     power = (
-        max(v.power for v in ins if not _zero(v))
-        if not all(map(_zero, ins))
+        max(v.power for v in ins if not v.is_zero)
+        if not all(v.is_zero for v in ins)
         else ins[0].power
     )
-    if any(v.power != power and not _zero(v) for v in ins):
+    if any(v.power != power and not v.is_zero for v in ins):
         raise tr.refuse("Quantities of different orders in the width are joined")
     results = []
     for n, out in enumerate(e.outputs):
@@ -62,12 +62,6 @@ def move(
         dtype = np.dtype(out.dtype)
         results.append(Value(out.shape, kind, leaves, axis, layout, power, dtype))
     return results
-
-
-def _zero(v: Value) -> bool:
-    return v.leaves is not None and all(
-        isinstance(x, Known) and not x.value.any() for x in v.leaves
-    )
 
 
 def _move_leaf(
@@ -126,7 +120,7 @@ def _positions(
 
 
 @rule("reversal of index axes", "rev")
-def _plain(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+def _rev(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     x = ins[0]
     if isinstance(x, MatrixValue) or (
         x.wide and x.axis in e.params.get("dimensions", ())
@@ -285,7 +279,7 @@ def _reshape_layout(tr: Tracer, x: Value, shape: Shape) -> tuple[int, Axis]:
         flat = Minor(flat, finite(s, _MERGED))
     new = [i for i in range(*b) if isinstance(shape[i], Size)]
     if len(new) != 1:
-        raise tr.refuse(f"A reshape from {_show(x.shape)} to {_show(shape)}")
+        raise tr.refuse(f"A reshape from {shape_text(x.shape)} to {shape_text(shape)}")
     (axis,) = new
     before = finite_shape(shape[b[0] : axis], _MERGED)
     after = finite_shape(shape[axis + 1 : b[1]], _MERGED)
@@ -301,10 +295,6 @@ def _reshape_layout(tr: Tracer, x: Value, shape: Shape) -> tuple[int, Axis]:
         template = Minor(template, s)
     tr.unify(template, flat)
     return axis, inner
-
-
-def _show(shape: Shape) -> str:
-    return "(" + ", ".join(str(s) for s in shape) + ")"
 
 
 def _groups(
@@ -323,7 +313,9 @@ def _groups(
             elif j < len(new):
                 q, j = q.times(new[j]), j + 1
             else:
-                raise tr.refuse(f"A reshape from {_show(old)} to {_show(new)}")
+                raise tr.refuse(
+                    f"A reshape from {shape_text(old)} to {shape_text(new)}"
+                )
         # Axes of size one go with whatever stands before them.
         while i < len(old) and old[i] == 1 and (j >= len(new) or new[j] != 1):
             i += 1
@@ -332,7 +324,7 @@ def _groups(
         if start[0] <= axis < i:
             return (start[0], i), (start[1], j)
         if i >= len(old) or j >= len(new):
-            raise tr.refuse(f"A reshape from {_show(old)} to {_show(new)}")
+            raise tr.refuse(f"A reshape from {shape_text(old)} to {shape_text(new)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -379,8 +371,8 @@ def _reshape_matrix(tr: Tracer, x: MatrixValue, shape: Shape) -> MatrixValue:
     new = [i for i, s in enumerate(shape) if s != 1]
     if [x.shape[i] for i in kept] != [shape[i] for i in new]:
         raise tr.refuse(
-            f"A matrix parameter is reshaped from {_show(x.shape)} to {_show(shape)}; "
-            "declare it in the shape that is used. The reshape"
+            f"A matrix parameter is reshaped from {shape_text(x.shape)} to "
+            f"{shape_text(shape)}; declare it in the shape that is used. The reshape"
         )
     terms = []
     for t in x.terms:
@@ -621,7 +613,8 @@ def _concatenate(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
         for v in wide[1:]:
             assert v.layout is not None
             tr.unify(base.layout, v.layout)
-        ins = [v if v.wide else _widened(tr, v, base) for v in ins]
+        if any(not v.wide for v in ins):
+            raise tr.refuse("A wide and a finite array are concatenated")
         return move(tr, e, ins, base.axis, base.layout)
     if any(not v.wide for v in ins):
         raise tr.refuse("A wide vector is concatenated with finitely many coordinates")
@@ -636,10 +629,6 @@ def _concatenate(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     return [Value(shape, kind, leaves, axis, layout, power, base.dtype)]
 
 
-def _widened(tr: Tracer, v: Value, base: Value) -> Value:
-    raise tr.refuse("A wide and a finite array are concatenated")
-
-
 @rule("pad of index axes with zeros", "pad")
 def _pad(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     x, value = ins
@@ -650,7 +639,7 @@ def _pad(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
         raise tr.refuse("A wide axis is padded")
     if x.kind == "fixed" and not x.wide:
         return move(tr, e, [x, value], None, None)
-    if not _zero(value):
+    if not value.is_zero:
         raise tr.refuse("A wide vector is padded with a value other than zero")
     return move(tr, e, [x], x.axis, x.layout)
 

@@ -255,6 +255,11 @@ def finite(extent: Extent, problem: str = "A finite axis is expected here.") -> 
     return extent
 
 
+def shape_text(shape: Sequence[Extent]) -> str:
+    """A shape as an error shows it: `(3, n)`."""
+    return "(" + ", ".join(str(s) for s in shape) + ")"
+
+
 def finite_shape(
     shape: Sequence[Extent], problem: str = "Finite axes are expected here."
 ) -> tuple[int, ...]:

@@ -27,14 +27,12 @@ from ._values import (
     Known,
     Leaf,
     Linear,
-    MatrixValue,
     Pending,
     Value,
     known,
     leaf_shape,
 )
 
-Anything = Value | MatrixValue | Key
 RuleFn = Callable[["Tracer", Equation, list[Any]], list[Any]]
 
 # A pending function used in several places is written as a line beyond this size.

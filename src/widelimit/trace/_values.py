@@ -89,6 +89,11 @@ class Value:
         """Whether one of its axes is wide."""
         return self.axis is not None
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether it is zero by structure; False in a layout run."""
+        return self.leaves is not None and all(is_zero(x) for x in self.leaves)
+
     def blocks(self) -> list[Block | None]:
         """The blocks of the wide axis, or one None."""
         return [None] if self.layout is None else list(blocks(self.layout))

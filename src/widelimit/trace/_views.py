@@ -40,7 +40,7 @@ def _append(terms: list[Term], term: Term) -> None:
 
 
 def _joined(x: Term, y: Term) -> Term | None:
-    """Two views of a line that are inside at different positions of one axis, as one."""
+    """Two views of a line, inside at different positions of one axis, as one view."""
     same = (
         (x.x, x.scale, x.sums) == (y.x, y.scale, y.sums)
         and not x.tensors
@@ -157,6 +157,9 @@ def _axis_map(c: np.ndarray, valid: np.ndarray) -> AxisMap:
         others_high = high.max(axis=axis, keepdims=True)
         if (others_low < others_high).any():
             letters.append(axis)
+        else:
+            # With holes, letters may be needed together though each is not alone.
+            low, high = others_low, others_high
     rest = tuple(a for a in range(c.ndim) if a not in letters)
     return AxisMap(tuple(letters), high.max(axis=rest))
 
