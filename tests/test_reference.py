@@ -10,6 +10,7 @@ The peer's known defects here: NaN where x1 and x2 are parallel in `phi1_rectmon
 """
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,13 +44,37 @@ def compare(net: Network, kernel: np.ndarray, key: str, tolerance: float) -> Non
     assert error < tolerance, f"largest error {error:.1e} of the largest entry"
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# One of each kind; all of them are among the slow tests.
+FAST = (
+    "relu_mlp_d3",
+    "erf_mlp_d3",
+    "phi1_gelu",
+    "phi1_sin_abc",
+    "conv_same_gap",
+    "conv_same_flat",
+    "layernorm_fc_eps",
+    "attn_lin_identity",
+    "dropout_train",
+    "aggregate_dense",
+)
+
+
+def with_fast_ones() -> list[Any]:
+    return [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS]
+
+
+def test_the_fast_ones_exist() -> None:
+    assert set(FAST) <= set(NETWORKS)
+
+
+@pytest.mark.parametrize("name", with_fast_ones())
 def test_kernel_of_two_blocks(name: str) -> None:
     net = NETWORKS[name]
     x1, x2 = (jnp.asarray(array(f"in/{net.data}/{block}")) for block in ("x1", "x2"))
     compare(net, limit(name).nngp(x1, x2), f"k/{name}/nngp12", 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_kernel_of_one_block(name: str) -> None:
     net = NETWORKS[name]

@@ -1,9 +1,9 @@
 """A network and its program on the very same random numbers.
 
-The program's input lines are drawn at small widths, and the network's parameters are put
-together from these draws: an entry of a matrix line has variance std^2 / columns, one of
-the parameter std^2 (over its fan-in). Equal outputs then say that the program computes
-the network, with no limit and no statistics in between.
+The program's input lines are drawn at small widths, and the network's parameters are
+put together from these draws: an entry of a matrix line has variance std^2 / columns,
+one of the parameter std^2 (over its fan-in). Equal outputs then say that the program
+computes the network, with no limit and no statistics in between.
 """
 
 import dataclasses

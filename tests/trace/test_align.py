@@ -27,7 +27,7 @@ def refused(f: Function, match: str) -> None:
         wl.limit(f, PARAMS).nngp(X)
 
 
-# --------------------------------------------------------- structure depends on the width
+# ------------------------------------------------------- structure depends on the width
 def test_loop_over_the_width_is_refused_with_the_difference() -> None:
     def f(p: Any, x: Any) -> Any:
         h = x @ p["U"]
@@ -114,7 +114,7 @@ def test_constant_array_along_a_wide_axis_agrees() -> None:
     np.testing.assert_allclose(program, network, rtol=0.0, atol=1e-13)
 
 
-# ------------------------------------------------------------------ scalars of the width
+# ---------------------------------------------------------------- scalars of the width
 SCALES: dict[str, Callable[[Any], Any]] = {
     "math.sqrt": lambda h: 1 / math.sqrt(h.shape[-1]),
     "power": lambda h: h.shape[-1] ** -0.5,

@@ -223,6 +223,7 @@ def test_channel_shuffle_in_a_network_is_refused_with_its_line() -> None:
     refused(g, r"(?s)channel shuffle.*test_layout\.py:\d+ \(.*g\)")
 
 
+@pytest.mark.slow
 def test_swapped_halves_are_no_shuffle() -> None:
     def f(p: Any, x: Any) -> Any:
         h = dense(p, x)

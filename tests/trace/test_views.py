@@ -37,7 +37,7 @@ def read(array: np.ndarray, maps: Sequence[AxisMap], out: Shape) -> np.ndarray:
     return result
 
 
-# -------------------------------------------------------------- random moves of positions
+# ------------------------------------------------------------ random moves of positions
 @st.composite
 def moves(draw: st.DrawFn, count: int = 4) -> tuple[Shape, list[np.ndarray]]:
     """A shape, and arrays of flat positions that say each move of a chain.
@@ -266,7 +266,7 @@ def test_parts_of_one_view_join_again(axis: int, cut: int, scale: float) -> None
 
 
 def test_opposite_terms_cancel() -> None:
-    tr, x, _ = tracer((3,), (1,))
+    _, x, _ = tracer((3,), (1,))
     one = Linear((Term(x, 1.5, maps=identity_maps((3,))),), (3,))
     other = Linear((Term(x, -1.5, maps=identity_maps((3,))),), (3,))
     assert combined([one, other], (3,)).terms == ()
