@@ -60,7 +60,9 @@ FAST = (
 
 
 def with_fast_ones() -> list[Any]:
-    return [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS]
+    return [
+        n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS
+    ]
 
 
 def test_the_fast_ones_exist() -> None:

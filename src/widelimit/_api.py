@@ -220,7 +220,7 @@ class Limit:
     def _blocks(
         self, x1: Any, x2: Any | None, progress: Any = None, taps: bool = False
     ) -> Any:
-        """The kernel of independent inputs; with those at the taps, by name, if asked."""
+        """The kernel of independent inputs, with those at the taps if asked."""
         one, two = _struct(x1), _struct(x1 if x2 is None else x2)
         first, second = self._network(one), self._second_network(one, two)
         self._check_order(first)

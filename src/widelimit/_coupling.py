@@ -26,10 +26,15 @@ def coupled(f: Callable[..., Any], params: Any, x: Any) -> bool:
     first, second, third = _three_inputs(x)
     for width in _WIDTHS:
         try:
-            run, theta = _small(f, params, _widths(params, width))
-            a, b = (np.asarray(run(theta, _pair(first, y)))[0] for y in (second, third))
-        except Exception:
+            # Now, even where the caller is being traced: only structure is asked.
+            with jax.ensure_compile_time_eval():
+                run, theta = _small(f, params, _widths(params, width))
+                outs = [run(theta, _pair(first, y)) for y in (second, third)]
+        except (TypeError, ValueError, ArithmeticError, LookupError):
             continue
+        if not all(hasattr(y, "shape") and np.ndim(y) for y in outs):
+            return False
+        a, b = (np.asarray(y)[0] for y in outs)
         return not np.array_equal(a, b, equal_nan=True)
     # It fails at every width: the compiler will say where.
     return False
@@ -91,9 +96,17 @@ def _three_inputs(x: Any) -> tuple[Any, Any, Any]:
     if same:
         # Few inputs, all of them labels: any others will do.
         third = jax.tree.map(
-            lambda b: np.roll(b, 1) if b.any() else np.ones_like(b), second
+            _another, second
         )
     return first, second, third
+
+
+def _another(row: np.ndarray) -> np.ndarray:
+    """A row of labels that is not `row`."""
+    rolled = np.roll(row, 1)
+    if not np.array_equal(rolled, row):
+        return rolled
+    return np.zeros_like(row) if row.any() else np.ones_like(row)
 
 
 def _pair(a: Any, b: Any) -> Any:

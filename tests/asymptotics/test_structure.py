@@ -179,9 +179,7 @@ def test_layer_norm_through_moments():
     assert float(lim.value(var)) == pytest.approx(v, rel=1e-12)
     assert float(lim.mean(z)) == pytest.approx(0.0, abs=1e-13)
     assert float(lim.cov(z, z)) == pytest.approx(v / (v + 1e-3), rel=1e-12)
-    assert float(lim.cov(z, h)) == pytest.approx(
-        v / (v + 1e-3) ** 0.5, rel=1e-12
-    )
+    assert float(lim.cov(z, h)) == pytest.approx(v / (v + 1e-3) ** 0.5, rel=1e-12)
 
 
 def test_a_scalar_as_a_coefficient():

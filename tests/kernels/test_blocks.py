@@ -26,7 +26,9 @@ def kernels():
 
     def same(shared, a):
         traced["same"] += 1
-        return pair(shared, a, a) + 1000.0  # so that the diagonal shows where it is from
+        return (
+            pair(shared, a, a) + 1000.0
+        )  # so that the diagonal shows where it is from
 
     return BlockKernel(counted, same, jnp.transpose), traced
 
@@ -46,10 +48,14 @@ def test_every_pair_is_in_its_place(monkeypatch, size, other, block):
     x = RNG.uniform(0.5, 2.0, (size, 2))
     z = None if other is None else RNG.uniform(0.5, 2.0, (other, 2))
     kernel, traced = kernels()
-    found = kernel(jnp.asarray(3.0), jnp.asarray(x), None if z is None else jnp.asarray(z))
+    found = kernel(
+        jnp.asarray(3.0), jnp.asarray(x), None if z is None else jnp.asarray(z)
+    )
     right = expected(x, x if z is None else z, z is None)
     np.testing.assert_allclose(found, right, rtol=1e-13)
-    assert traced["pair"] == 1  # tiles have one shape, and a pair is measured by its trace
+    assert (
+        traced["pair"] == 1
+    )  # tiles have one shape, and a pair is measured by its trace
 
 
 def test_progress_goes_to_the_end(monkeypatch):
@@ -67,7 +73,9 @@ def test_a_tile_is_measured_by_what_belongs_to_pairs():
     kernel = BlockKernel(lambda s, a, b: jnp.dot(a, b), lambda s, a: a @ a, lambda k: k)
     x = jnp.ones((3, 1000))
     assert kernel._pair_bytes(jnp.asarray(1.0), x, x) == 8
-    wide = BlockKernel(lambda s, a, b: jnp.outer(a, b).sum(), lambda s, a: a[0], lambda k: k)
+    wide = BlockKernel(
+        lambda s, a, b: jnp.outer(a, b).sum(), lambda s, a: a[0], lambda k: k
+    )
     assert wide._pair_bytes(jnp.asarray(1.0), x, x) == 8 * 1000**2
 
 
@@ -79,7 +87,9 @@ def network(p, x):
     dims = ("NWC", "WIO", "NWC")
     for name in "wu":
         scale = np.sqrt(3 * x.shape[-1])
-        x = jax.lax.conv_general_dilated(x, p[name], (1,), "SAME", dimension_numbers=dims)
+        x = jax.lax.conv_general_dilated(
+            x, p[name], (1,), "SAME", dimension_numbers=dims
+        )
         x = jax.nn.relu(x / scale)
     return x.mean(1) @ p["v"] / np.sqrt(x.shape[-1])
 

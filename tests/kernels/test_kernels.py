@@ -57,8 +57,12 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("depth", "bias"), [(5, 0.1), pytest.param(30, 0.0, marks=SLOW)]
-    + [pytest.param(30, 0.1, marks=SLOW)]
+    ("depth", "bias"),
+    [
+        (5, 0.1),
+        pytest.param(30, 0.0, marks=SLOW),
+        pytest.param(30, 0.1, marks=SLOW),
+    ],
 )
 def test_the_diagonal_is_exact_in_single_precision(depth, bias):
     net = he_network(depth, bias)
@@ -85,9 +89,16 @@ def test_single_and_double_precision_agree():
 
 # ---------------------------------------------------------------------------- blocks
 @pytest.mark.parametrize(
-    ("rows", "side"), [(1, 8), (33, 8), (33, 40), *(
-        pytest.param(r, s, marks=SLOW) for r, s in ((2, 8), (70, 8), (1, 40), (70, 40))
-    )]
+    ("rows", "side"),
+    [
+        (1, 8),
+        (33, 8),
+        (33, 40),
+        *(
+            pytest.param(r, s, marks=SLOW)
+            for r, s in ((2, 8), (70, 8), (1, 40), (70, 40))
+        ),
+    ],
 )
 def test_ragged_tiles_give_the_matrix_of_one_tile(tiles, rows, side):
     x, y = RNG.normal(size=(rows, 3)), RNG.normal(size=(37, 3))

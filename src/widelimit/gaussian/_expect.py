@@ -39,6 +39,8 @@ from ._wick import Polynomial, multiply_polynomials, polynomial, wick_mean
 
 Array = Any
 
+# A pair rule has a panel for every pair of kinks; periodic functions have many.
+_FEW_KINKS = 12
 _EXACT = ("closed form", "polynomial", "constant")
 _MAX_PEELED_DEGREE = 4
 _MAX_TERMS = 32
@@ -306,6 +308,9 @@ def _two(factors: tuple[Expr, ...], law: _Law) -> Array:
     if all(k.smooth for k in found):
         _take("Hermite series")
         return _numerical(factors, law, "hermite", True)
+    if any(len(k.places) > _FEW_KINKS for k in found):
+        _take("QMC")
+        return _numerical(factors, law, "qmc", False)
     _take("quadrature split at kinks")
     return _numerical(factors, law, "pair", all(_priced(k) for k in found))
 

@@ -69,6 +69,10 @@ def on_host(expr: Expr, x: np.ndarray) -> np.ndarray:
         return np.broadcast_to(np.asarray(value, np.float64), np.shape(x))
 
 
+_REACH = 64.0
+"""Kinks farther out than this are 20 standard deviations away at variance 10."""
+
+
 @functools.lru_cache(maxsize=1024)
 def find_kinks(f: Expr) -> Kinks:
     """Find the kinks of f(x, *params), x being argument 0."""
@@ -90,7 +94,8 @@ def find_kinks(f: Expr) -> Kinks:
 
 def _located(f: Expr, places: list[float], complete: bool) -> Kinks:
     with np.errstate(all="ignore"):
-        kept = [t for t in _merge(places) if not _analytic_at(f, t)]
+        near = [t for t in _merge(places) if abs(t) <= _REACH]
+        kept = [t for t in near if not _analytic_at(f, t)]
         jumps = [_jump(f, t) for t in kept]
         slope = differentiate_or_none(f)
         slopes = None if slope is None else [_jump(slope, t) for t in kept]

@@ -68,7 +68,9 @@ class BlockKernel:
         n1, n2 = _count(x1), _count(other)
         size = self._pair_bytes(shared, x1, other)
         plan = _plan(size, n1, n2, symmetric=x2 is None)
-        starts = [(i, j) for i in range(0, n1, plan.rows) for j in range(0, n2, plan.cols)]
+        starts = [
+            (i, j) for i in range(0, n1, plan.rows) for j in range(0, n2, plan.cols)
+        ]
         needed = [(i, j) for i, j in starts if x2 is not None or j >= i]
         tiles: dict[tuple[int, int], Any] = {}
         for done, (i, j) in enumerate(needed):
@@ -96,7 +98,9 @@ class BlockKernel:
 
         return jax.tree.map(join, *tiles.values())
 
-    def _mirrored(self, tiles: dict[tuple[int, int], Any], exact: list[Any], n: int) -> Any:
+    def _mirrored(
+        self, tiles: dict[tuple[int, int], Any], exact: list[Any], n: int
+    ) -> Any:
         """The whole matrix from tiles on and above its diagonal: exactly symmetric."""
         full = {}
         for (i, j), tile in tiles.items():
@@ -133,7 +137,9 @@ class BlockKernel:
         key = str(jax.tree.map(lambda a: (a.shape, str(a.dtype)), (one, two)))
         if key not in self._bytes:
             jaxpr = jax.make_jaxpr(self._pair)(shared, one, two).jaxpr
-            marks = [m for m, x in enumerate((shared, one, two)) for _ in jax.tree.leaves(x)]
+            marks = [
+                m for m, x in enumerate((shared, one, two)) for _ in jax.tree.leaves(x)
+            ]
             self._bytes[key] = max(_largest(jaxpr, marks)[0], 4)
         return self._bytes[key]
 
@@ -227,12 +233,16 @@ def _largest(jaxpr: Any, marks: list[int]) -> tuple[int, list[int]]:
         for m in args:
             mark |= m
         outs = [mark] * len(e.outvars)
-        for inner in (getattr(p, "jaxpr", p) for p in jax.tree.leaves(list(e.params.values()))):
+        for inner in (
+            getattr(p, "jaxpr", p) for p in jax.tree.leaves(list(e.params.values()))
+        ):
             # A function that maps itself by broadcasting keeps the arrays of one input.
             if not hasattr(inner, "eqns") or e.primitive.name == "custom_vmap_call":
                 continue
             direct = e.primitive.name not in _LOOPS and len(inner.invars) == len(args)
-            size, found = _largest(inner, args if direct else [mark] * len(inner.invars))
+            size, found = _largest(
+                inner, args if direct else [mark] * len(inner.invars)
+            )
             largest = max(largest, size)
             outs = found if direct and len(found) == len(outs) else outs
         for v, m in zip(e.outvars, outs, strict=True):

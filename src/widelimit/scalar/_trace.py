@@ -97,7 +97,7 @@ def from_callable(f: Callable[..., Any] | Expr, arguments: int | None = None) ->
     if isinstance(f, Arg | Const | Call):
         return f
     if arguments is None:
-        arguments = len(inspect.signature(f).parameters)
+        arguments = _required(f)
     scalar = jax.ShapeDtypeStruct((), np.float64)
     graph, shape = trace(f, *[scalar] * arguments)
     leaves = jax.tree.leaves(shape)
@@ -106,6 +106,15 @@ def from_callable(f: Callable[..., Any] | Expr, arguments: int | None = None) ->
             f"A nonlinearity takes scalars and returns one scalar, got {shape}."
         )
     return inline(graph, [Arg(i) for i in range(arguments)])[0]
+
+
+def _required(f: Callable[..., Any]) -> int:
+    """How many arguments a function must be given."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(
+        p.kind in kinds and p.default is inspect.Parameter.empty
+        for p in inspect.signature(f).parameters.values()
+    )
 
 
 def inline(graph: Graph, args: Sequence[Expr]) -> list[Expr]:
