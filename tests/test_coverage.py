@@ -9,7 +9,7 @@ import pytest
 from coverage_networks import TABLE, Covering, primitives
 
 import widelimit as wl
-from widelimit.trace import RULES
+from widelimit.trace import RULES, widths_in
 
 SYNONYMS = (
     {"jit", "pjit"},
@@ -30,7 +30,9 @@ def primitives_of(name: str) -> set[str]:
     """The primitives of the network as it runs at a finite width."""
     net = TABLE[name]
     limit = wl.limit(net.f, net.params)
-    f, theta = limit.at(key=jax.random.key(0), n=8, m=12)
+    sizes = {"n": 8, "m": 12}
+    widths = {name: sizes[name] for name in widths_in(net.params)}
+    f, theta = limit.at(key=jax.random.key(0), **widths)
     return primitives(jax.make_jaxpr(f)(theta, jnp.asarray(net.x)))
 
 

@@ -95,9 +95,7 @@ def _three_inputs(x: Any) -> tuple[Any, Any, Any]:
     )
     if same:
         # Few inputs, all of them labels: any others will do.
-        third = jax.tree.map(
-            _another, second
-        )
+        third = jax.tree.map(_another, second)
     return first, second, third
 
 

@@ -2,7 +2,7 @@
 
 A pair kernel is a function of two inputs. The matrix is cut into tiles of one shape, so
 that one program is compiled, and a tile into blocks of pairs whose arrays stay in the
-cache: a loop over blocks, a nested vmap inside a block. Nested, the work that depends on
+cache: a loop over blocks, a nested vmap inside a block. Nested, work that depends on
 one input alone stays at one input. When both data sets are one, only the tiles on and
 above the diagonal are computed.
 """
@@ -107,6 +107,10 @@ class BlockKernel:
             other = _swap_sides(jax.vmap(jax.vmap(self._swap))(tile))
             if i == j:
                 diagonal = exact[i // _count(exact[0])]
+                # Computed anew for its mirror image it would differ by rounding.
+                diagonal = jax.tree.map(
+                    lambda a, b: 0.5 * (a + b), diagonal, jax.vmap(self._swap)(diagonal)
+                )
                 tile = jax.tree.map(_with_diagonal, tile, other, diagonal)
             else:
                 full[j, i] = other
