@@ -59,7 +59,6 @@ _SPECIAL: dict[str, Rule] = {
     "stop_gradient": lambda p, a: a[0],
     "copy": lambda p, a: a[0],
     "copy_p": lambda p, a: a[0],
-    "real": lambda p, a: a[0],
     "name": lambda p, a: a[0],
 }
 

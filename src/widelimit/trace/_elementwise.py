@@ -30,7 +30,7 @@ from ._values import (
 )
 from ._views import combined, stretched
 
-_PASS = {"stop_gradient", "copy", "copy_p", "reduce_precision", "name", "real"}
+_PASS = {"stop_gradient", "copy", "copy_p", "reduce_precision", "name"}
 _LINEAR = {"add", "add_any", "sub", "mul", "div", "neg"}
 # phi(c x) = c^k phi(x) for c > 0: an order in n passes through.
 _HOMOGENEOUS = {
