@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from ._errors import InputError, WidelimitError
-from ._jax import Equation, Graph, enable_x64, is_concrete, trace
-from .trace import Constant, Normal, trial_shape, widths_are, widths_in
+from ._errors import InputError
+from ._jax import Equation, Graph, is_concrete
+from .trace import Constant, Normal, trace_at, trial_shape, widths_are, widths_in
 
 # Small, and divisible by the usual numbers of heads and groups.
 _WIDTHS = (48, 192, 960)
@@ -122,32 +122,16 @@ def fresh_draws(f: Callable[..., Any], params: Any, x: Any) -> tuple[bool, ...]:
             lambda a, r=rows: jax.ShapeDtypeStruct((r, *a.shape[1:]), a.dtype), x
         )
         try:
-            sizes.append(_draw_sizes(_trace(f, params, struct, _widths(params, 20160))))
-        except WidelimitError:
-            raise
+            graph = trace_at(f, params, struct, _widths(params, 20160))
         except Exception:
+            # The compiler meets the same failure, and says where it is.
             return ()
+        sizes.append(_draw_sizes(graph))
     if len(sizes[0]) != len(sizes[1]):
         raise InputError(
             "The number of random draws inside the network depends on the batch."
         )
     return tuple(b > a for a, b in zip(*sizes, strict=True))
-
-
-def _trace(
-    f: Callable[..., Any], params: Any, x: Any, widths: Mapping[str, int]
-) -> Graph:
-    def struct(p: Any) -> Any:
-        if isinstance(p, Normal | Constant):
-            return jax.ShapeDtypeStruct(trial_shape(p.shape, widths), np.float64)
-        array = p if hasattr(p, "dtype") else np.asarray(p)
-        return jax.ShapeDtypeStruct(np.shape(array), array.dtype)
-
-    with widths_are(widths), enable_x64():
-        structs = jax.tree.map(
-            struct, params, is_leaf=lambda p: isinstance(p, Normal | Constant)
-        )
-        return trace(f, structs, x)[0]
 
 
 def _draw_sizes(graph: Graph) -> list[int]:

@@ -145,14 +145,21 @@ def traced_graph(
     ratios = {n: float(widths[n].ratio) for n in sorted(widths)}
     assignments = trials(ratios)
     # Off the ray first: there widths differ, and a mismatch is told by their names.
-    graphs = [_one_trace(f, params, x, a) for a in reversed(assignments)][::-1]
+    graphs = [trace_at(f, params, x, a) for a in reversed(assignments)][::-1]
     graph = align(graphs, Solver(ratios, assignments))
     return graph, ratios
 
 
-def _one_trace(
+def trace_at(
     f: Callable[..., Any], params: Any, x: Any, widths: Mapping[str, int]
 ) -> Graph:
+    """The graph of the network at concrete widths, traced abstractly.
+
+    Raises:
+        ShapeMismatchError: the function fails on these shapes.
+        InputError: it does not return one array.
+    """
+
     def struct(p: Any) -> Any:
         if isinstance(p, Normal | Constant):
             return jax.ShapeDtypeStruct(trial_shape(p.shape, widths), np.float64)
