@@ -1,4 +1,4 @@
-"""All tests run in float64."""
+"""All tests run in float64; the fast ones compile fast rather than run fast."""
 
 from collections.abc import Iterator
 
@@ -6,6 +6,15 @@ import jax
 import pytest
 
 jax.config.update("jax_enable_x64", True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Spend no time on optimising code that runs once, except in the slow tests.
+
+    The slow tests see the code that users run.
+    """
+    if config.getoption("markexpr") == "not slow":
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True, scope="module")

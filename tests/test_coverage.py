@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,16 @@ def primitives_of(name: str) -> set[str]:
     limit = wl.limit(net.f, net.params)
     sizes = {"n": 8, "m": 12}
     widths = {name: sizes[name] for name in widths_in(net.params)}
-    f, theta = limit.at(key=jax.random.key(0), **widths)
-    return primitives(jax.make_jaxpr(f)(theta, jnp.asarray(net.x)))
+    found = []
+
+    def draw(key: jax.Array) -> Any:
+        f, theta = limit.at(key=key, **widths)
+        found.append(f)
+        return theta
+
+    # Only shapes are asked for: nothing is drawn.
+    theta = jax.eval_shape(draw, jax.random.key(0))
+    return primitives(jax.make_jaxpr(found[0])(theta, jnp.asarray(net.x)))
 
 
 def extended(names: set[str], groups: Iterable[set[str]]) -> set[str]:

@@ -79,6 +79,7 @@ def rnn(p: Params, x: Array) -> Array:
     return states.swapaxes(0, 1) @ p["readout"] / jnp.sqrt(states.shape[-1])
 
 
+@pytest.mark.slow
 def test_rnn() -> None:
     assert_close(kernel_of_all_words(rnn, RNN), "rnn_nngp_glove_erf")
 
@@ -136,7 +137,9 @@ def transformer(causal: bool, p: Params, x: Array) -> Array:
     ("depth", "causal", "key"),
     [
         (1, True, "transformer_nngp_glove_d1"),
-        (2, False, "transformer_nngp_glove_d2_unmasked"),
+        pytest.param(
+            2, False, "transformer_nngp_glove_d2_unmasked", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_transformer(depth: int, causal: bool, key: str) -> None:

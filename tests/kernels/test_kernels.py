@@ -253,6 +253,7 @@ def test_derivative_in_a_standard_deviation(name):
 def test_derivative_in_another_array_of_the_network():
     x = jnp.asarray(RNG.normal(size=(2, 4, 3)))
 
+    @jax.jit
     def total(mix, scale):
         params = {
             "U": wl.normal((3, n)),
