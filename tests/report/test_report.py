@@ -1,5 +1,7 @@
 """What the library says about a limit: formulas, orders, hypotheses, warnings."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,13 +41,23 @@ def test_the_formula_has_one_equation_a_covariance():
     assert any("closed form" in r for r in formula.routes)
 
 
-def test_the_formula_names_only_what_the_program_has():
-    net = wl.limit(two_layers, PARAMS)
-    names = {line.name for line in net.program(X).lines}
-    for left, _ in net.formula(X).equations:
-        a, b = left[2:-1].split(", ") if ", " in left else (left[2:-1], "")
-        assert a in names
-        assert b.rstrip("'") in names | {""}
+def test_the_formula_is_the_recursion_written_out():
+    assert wl.limit(two_layers, PARAMS).formula(X).equations == (
+        ("K[f1, f1']", "E[h2 h2']"),
+        ("E[h2 h2']", "E[tanh(g3) tanh(g3')]"),
+        ("K[g3, g3']", "K[g2, g2'] + 0.01"),
+        ("K[g2, g2']", "0.25 E[h1 h1']"),
+        ("E[h1 h1']", "E[max(g1, 0.0) max(g1', 0.0)]"),
+        ("K[g1, g1']", "2.25 sum_k x x'"),
+    )
+
+
+def test_the_formula_names_every_covariance_it_uses():
+    equations = wl.limit(two_layers, PARAMS).formula(X).equations
+    lefts = {left for left, _ in equations}
+    used = set().union(*(re.findall(r"[KE]\[\w+,? \w+'\]", r) for _, r in equations))
+    assert used
+    assert used <= lefts
 
 
 def test_latex_is_an_aligned_environment():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import scalar
@@ -14,6 +15,7 @@ from ..program import (
     Nonlin,
     Readout,
     TensorProgram,
+    Term,
     VecIn,
 )
 from ..trace import Network
@@ -52,44 +54,122 @@ def formula(engine: Engine, network: Network) -> Formula:
         engine: after its kernel was computed.
         network: what it computed.
     """
-    program = network.program
-    seen: dict[tuple[str, str], None] = {}
-    for step in engine.steps:
-        seen.setdefault(_equation(step, program), None)
+    writer = _Writer(engine, network.program)
+    seen = dict.fromkeys(
+        equation
+        for step in engine.steps
+        if (equation := writer.equation(step)) is not None
+    )
     return Formula(tuple(seen), tuple(sorted(engine.routes)))
 
 
-def _equation(step: Step, program: TensorProgram) -> tuple[str, str]:
-    a = program.lines[step.u.ref]
-    b = a if step.v is None else program.lines[step.v.ref]
-    second = "E" if step.rule in ("nonlin",) else "K"
-    if step.rule == "linear" and "H" in (
-        _kind(program, step.u.ref),
-        _kind(program, step.v.ref if step.v else step.u.ref),
-    ):
-        second = "E"
-    left = f"{second}[{a.name}, {b.name}']"
-    match step.rule:
-        case "matmul" | "readout":
-            assert isinstance(a, MatMul | Readout)
-            assert isinstance(b, MatMul | Readout)
-            w = program.lines[a.matrix if isinstance(a, MatMul) else a.v]
-            xs = f"E[{program.lines[a.x].name}, {program.lines[b.x].name}']"
-            total = " sum_k " if a.sums else " "
-            return left, f"{_variance(w)}{total}{xs}".strip()
-        case "nonlin":
-            return (
-                left,
-                f"E[{_function(a, program, '')} {_function(b, program, chr(39))}]",
-            )
-        case "mean" | "moment":
-            return f"E[{a.name}]", f"E[{_function(a, program, '')}]"
-        case _:
-            return left, _bilinear(a, b, program, second)
+class _Writer:
+    """Equations for the steps of an engine over one program."""
+
+    def __init__(self, engine: Engine, program: TensorProgram) -> None:
+        self._engine, self._program = engine, program
+        self._known = {
+            pair
+            for s in engine.steps
+            if s.v is not None
+            for pair in ((s.u.ref, s.v.ref), (s.v.ref, s.u.ref))
+        }
+
+    def equation(self, step: Step) -> tuple[str, str] | None:
+        """Left and right side; None for a step inside the expansion of another."""
+        lines = self._program.lines
+        u, v = step.u.ref, step.u.ref if step.v is None else step.v.ref
+        a, b = lines[u], lines[v]
+        match step.rule:
+            case "matmul" | "readout":
+                assert isinstance(a, MatMul | Readout)
+                assert isinstance(b, MatMul | Readout)
+                w = lines[a.matrix if isinstance(a, MatMul) else a.v]
+                total = "sum_k" if a.sums else ""
+                parts = (_variance(w), total, self._second(a.x, b.x))
+                return self._covariance(u, v), _joined(parts)
+            case "nonlin":
+                right = f"E[{self._function(a)} {self._function(b, True)}]"
+                return self._second(u, v), right
+            case "mean" | "moment":
+                return f"E[{a.name}]", f"E[{self._function(a)}]"
+            case _ if isinstance(a, LinComb) and isinstance(b, LinComb):
+                gaussian = (
+                    self._engine.is_gaussian(0, u),
+                    self._engine.is_gaussian(0, v),
+                )
+                ask = self._covariance if all(gaussian) else self._second
+                return ask(u, v), self._bilinear(a, b, ask)
+            case _:
+                return None
+
+    def _covariance(self, u: int, v: int) -> str:
+        lines = self._program.lines
+        return f"K[{lines[u].name}, {lines[v].name}']"
+
+    def _second(self, u: int, v: int) -> str:
+        """E of a product, which is the covariance where both are centred Gaussians."""
+        engine, lines = self._engine, self._program.lines
+        if all(
+            engine.is_gaussian(0, x) and not engine.mean(engine.view(x)[0])
+            for x in (u, v)
+        ):
+            return self._covariance(u, v)
+        return f"E[{lines[u].name} {lines[v].name}']"
+
+    def _function(self, line: Any, primed: bool = False) -> str:
+        lines, mark = self._program.lines, "'" if primed else ""
+        if not isinstance(line, Nonlin | Moment):
+            return f"{line.name}{mark}"
+        names = [lines[x].name + mark for x in line.xs]
+        names += [lines[t.ref].name + mark for t in line.tensors]
+        return scalar.to_text(line.fn, names)
+
+    def _bilinear(self, a: LinComb, b: LinComb, ask: Callable[[int, int], str]) -> str:
+        terms = [
+            text
+            for s in a.terms
+            for t in b.terms
+            if (text := self._product(s, t, ask)) is not None
+        ]
+        return " + ".join(terms) or "0"
+
+    def _product(self, s: Term, t: Term, ask: Callable[[int, int], str]) -> str | None:
+        """The product of two terms, or None where it is zero by structure."""
+        core, one_sum = self._core(s.x, t.x, ask)
+        if core is None:
+            return None
+        sums = ["sum_k"] * bool(s.sums) + ["sum_k'"] * bool(t.sums)
+        names = [self._program.lines[c.ref].name for c in s.tensors]
+        names += [self._program.lines[c.ref].name + "'" for c in t.tensors]
+        scale = s.scale * t.scale
+        number = "" if scale == 1.0 else f"{scale:.6g}"
+        # Of two independent sums over inputs only equal positions are left.
+        parts = (core, *sums[:1], *names) if one_sum else (*sums, *names, core)
+        return _joined((number, *parts)) or "1"
+
+    def _core(
+        self, x: int | None, y: int | None, ask: Callable[[int, int], str]
+    ) -> tuple[str | None, bool]:
+        """What two vectors contribute; whether their summed positions are equal."""
+        lines = self._program.lines
+        if x is None or y is None:
+            if ask == self._covariance:
+                return None, False
+            if x is None and y is None:
+                return "", False
+            name = f"{lines[y].name}'" if x is None else lines[x].name  # type: ignore
+            return f"E[{name}]", False
+        p, q = lines[x], lines[y]
+        if isinstance(p, VecIn) and isinstance(q, VecIn):
+            return (_variance(p) if p.name == q.name else None), True
+        if (x, y) not in self._known:
+            return None, False
+        return ask(x, y), False
 
 
-def _kind(program: TensorProgram, ref: int) -> str:
-    return str(getattr(program.types[ref], "kind", ""))
+def _joined(parts: Iterable[str]) -> str:
+    return " ".join(p for p in parts if p)
 
 
 def _variance(line: Any) -> str:
@@ -97,35 +177,6 @@ def _variance(line: Any) -> str:
     if isinstance(line.std, float | int):
         return "" if line.std == 1.0 else f"{float(line.std) ** 2:.6g}"
     return f"std({line.name})**2"
-
-
-def _function(line: Any, program: TensorProgram, mark: str) -> str:
-    if not isinstance(line, Nonlin | Moment):
-        return f"{line.name}{mark}"
-    names = [program.lines[x].name + mark for x in line.xs]
-    names += [program.lines[t.ref].name + mark for t in line.tensors]
-    return scalar.to_text(line.fn, names)
-
-
-def _bilinear(a: Any, b: Any, program: TensorProgram, what: str) -> str:
-    def terms(line: Any) -> list[tuple[float, str]]:
-        if not isinstance(line, LinComb):
-            return [(1.0, line.name)]
-        out = []
-        for t in line.terms:
-            name = "1" if t.x is None else program.lines[t.x].name
-            coefficients = "".join(f"{program.lines[c.ref].name} " for c in t.tensors)
-            out.append((t.scale, ("sum_k " if t.sums else "") + coefficients + name))
-        return out
-
-    def side(parts: list[tuple[float, str]], mark: str) -> str:
-        texts = [("" if s == 1.0 else f"{s:.6g} ") + n + mark for s, n in parts]
-        return " + ".join(texts)
-
-    left, right = terms(a), terms(b)
-    if len(left) == len(right) == 1 and left[0][0] == right[0][0] == 1.0:
-        return f"{what}[{left[0][1]}, {right[0][1]}']"
-    return f"{what}[{side(left, '')}, {side(right, chr(39))}]"
 
 
 def _latex(text: str) -> str:
