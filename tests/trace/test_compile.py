@@ -20,7 +20,16 @@ from reference_data import array
 from reference_networks import NETWORKS
 
 import widelimit as wl
-from widelimit.program import Map, Primitive, TensorProgram, parse, simulate
+from widelimit.program import (
+    LinComb,
+    Map,
+    Nonlin,
+    Primitive,
+    TensorProgram,
+    Vector,
+    parse,
+    simulate,
+)
 from widelimit.trace import compile_network
 
 Function = Callable[[Params, Array], Array]
@@ -247,6 +256,55 @@ def test_second_moments_of_simulation_and_network_agree() -> None:
     gap = np.abs(products[0].mean(axis=0) - products[1].mean(axis=0))
     assert (gap < 5 * np.hypot(*errors)).all()
     assert (errors[0] < 0.05 * products[0].mean(axis=0).max()).all()
+
+
+# ------------------------------------------------------- sums inside a nonlinearity
+def nonlinear_lines(f: Function, params: Params) -> list[Nonlin]:
+    program = wl.limit(f, params).program(np.ones((2, 4)))
+    return [line for line in program.lines if isinstance(line, Nonlin)]
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize(
+    "activation", [jax.nn.gelu, jax.nn.silu, jax.nn.mish, jax.nn.hard_swish]
+)
+def test_an_activation_of_a_sum_is_a_function_of_one_line(
+    activation: Callable[[Array], Array], scale: float
+) -> None:
+    """However often it uses its argument, a sum over the inputs in the first layer."""
+    params = {"U": wl.normal((4, n)), "b": wl.normal((n,)), "v": wl.normal((n, 1))}
+
+    def f(p: Params, x: Array) -> Array:
+        h = scale * (x @ p["U"]) + p["b"]
+        return apply(p["v"], activation(h) + h)
+
+    lines = nonlinear_lines(f, params)
+    assert [line.xs for line in lines] == [lines[0].xs] * len(lines)
+    assert len(lines[0].xs) == 1
+
+
+def test_gaussian_terms_of_a_mixed_sum_are_one_leaf() -> None:
+    params = {
+        "U": wl.normal((4, n)),
+        "W": wl.normal((n, n)),
+        "b": wl.normal((n,)),
+        "v": wl.normal((n, 1)),
+    }
+
+    def f(p: Params, x: Array) -> Array:
+        h = jax.nn.relu(x @ p["U"])
+        mixed = x @ p["U"] + p["b"] + apply(p["W"], h) + 0.5 * h
+        return apply(p["v"], jnp.tanh(mixed))
+
+    net = wl.limit(f, params)
+    program = net.program(np.ones((2, 4)))
+    (mixed,) = (
+        line
+        for line, kind in zip(program.lines, program.types, strict=True)
+        if isinstance(line, LinComb) and isinstance(kind, Vector) and kind.kind == "H"
+    )
+    assert len(mixed.terms) == 2
+    agree(f, params, np.random.default_rng(0).normal(size=(2, 4)))
 
 
 # ----------------------------------------------------------------------- golden texts

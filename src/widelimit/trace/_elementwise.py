@@ -265,17 +265,15 @@ def _as_expr(
 
 def _simple(tr: Tracer, leaf: Linear) -> tuple[int | None, float, float] | None:
     """(line, scale, shift) of a combination that is a number times a line, shifted."""
-    ref, scale, shift = None, 1.0, 0.0
-    for term in leaf.terms:
-        if term.tensors or term.sums:
-            return None
-        if term.x is None:
-            shift += term.scale
-        elif ref is None and tr.emit.is_line(term, leaf.shape):
-            ref, scale = term.x, term.scale
-        else:
-            return None
-    return ref, scale, shift
+    constants = [t for t in leaf.terms if t.x is None]
+    if any(t.tensors or t.sums for t in constants):
+        return None
+    shift = sum(t.scale for t in constants)
+    rest = tuple(t for t in leaf.terms if t.x is not None)
+    if not rest:
+        return None, 1.0, shift
+    found = tr.emit.multiple(Linear(rest, leaf.shape))
+    return None if found is None else (*found, shift)
 
 
 def _linear(

@@ -50,6 +50,7 @@ class Emitter:
         self._equal: dict[Any, Ref] = {}
         self._names: dict[str, int] = {}
         self._counts: dict[str, int] = {}
+        self._combinations: dict[Any, list[tuple[Ref, np.ndarray]]] = {}
         self.input_dtypes: dict[str, Any] = {}
 
     def emit(self, line: Line) -> Ref:
@@ -151,11 +152,12 @@ class Emitter:
             dim: the wide dimension, for a leaf that is a constant vector.
         """
         linear = self.linear(leaf, shape, source)
-        if len(linear.terms) == 1:
-            (term,) = linear.terms
-            plain = term.scale == 1.0 and not term.tensors and not term.sums
-            if plain and self.is_line(term, shape) and term.x is not None:
-                return term.x
+        found = self.multiple(linear)
+        if found is not None:
+            line, scale = found
+            if scale == 1.0:
+                return line
+            linear = Linear.of(line, shape, scale)
         terms = linear.terms
         if dim is not None and not any(t.x is not None for t in terms):
             # A combination needs a vector: that of ones, as an input without noise.
@@ -163,7 +165,53 @@ class Emitter:
             terms = tuple(dataclasses.replace(t, x=ones, maps=()) for t in terms) or (
                 Term(ones, scale=0.0),
             )
-        return self.emit(LinComb(name="", terms=terms, shape=shape, source=source))
+        return self._combination(self._gathered(terms, shape, source), shape, source)
+
+    def _combination(
+        self, terms: tuple[Term, ...], shape: tuple[int, ...], source: str
+    ) -> Ref:
+        ref = self.emit(LinComb(name="", terms=terms, shape=shape, source=source))
+        known = self._combinations.setdefault(_direction(terms, shape), [])
+        known.append((ref, np.array([t.scale for t in terms])))
+        return ref
+
+    def _gathered(
+        self, terms: tuple[Term, ...], shape: tuple[int, ...], source: str
+    ) -> tuple[Term, ...]:
+        """The terms, where several Gaussian ones beside others are one line.
+
+        What is nonlinear in their sum then depends on one Gaussian, not on each.
+        """
+        gaussian = tuple(t for t in terms if self._is_gaussian(t))
+        several = len(gaussian) > 1 or any(t.sums for t in gaussian)
+        if not several or len(gaussian) == len(terms):
+            return terms
+        found = self.multiple(Linear(gaussian, shape))
+        if found is None:
+            found = self._combination(gaussian, shape, source), 1.0
+        rest = tuple(t for t in terms if not self._is_gaussian(t))
+        return (*Linear.of(found[0], shape, found[1]).terms, *rest)
+
+    def _is_gaussian(self, term: Term) -> bool:
+        kind = None if term.x is None else self.types[term.x]
+        return isinstance(kind, Vector) and kind.kind == "G"
+
+    def multiple(self, linear: Linear) -> tuple[Ref, float] | None:
+        """A line that was written, and the number that makes the combination of it."""
+        if len(linear.terms) == 1:
+            (term,) = linear.terms
+            plain = not term.tensors and not term.sums and term.x is not None
+            if plain and self.is_line(term, linear.shape):
+                assert term.x is not None
+                return term.x, term.scale
+        scales = np.array([t.scale for t in linear.terms])
+        key = _direction(linear.terms, linear.shape)
+        for ref, others in self._combinations.get(key, []):
+            if scales.size and others[0] != 0.0:
+                factor = float(scales[0] / others[0])
+                if np.allclose(scales, factor * others, rtol=1e-14, atol=0.0):
+                    return ref, factor
+        return None
 
     def is_line(self, term: Term, shape: tuple[int, ...]) -> bool:
         """Whether a term reads a whole line of this shape, position by position."""
@@ -272,6 +320,11 @@ class Emitter:
             ),
             stored,
         )
+
+
+def _direction(terms: tuple[Term, ...], shape: tuple[int, ...]) -> Any:
+    """What combinations share that differ by numbers alone."""
+    return tuple(dataclasses.replace(t, scale=1.0) for t in terms), shape
 
 
 def _squeeze_broadcast(value: np.ndarray) -> np.ndarray:

@@ -37,9 +37,9 @@ class Linear:
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, ref: Ref, shape: tuple[int, ...]) -> "Linear":
-        """The line itself."""
-        return cls((Term(ref, maps=identity_maps(shape)),), shape)
+    def of(cls, ref: Ref, shape: tuple[int, ...], scale: float = 1.0) -> "Linear":
+        """The line itself, or a number times it."""
+        return cls((Term(ref, scale, maps=identity_maps(shape)),), shape)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
