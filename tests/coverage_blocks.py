@@ -49,7 +49,7 @@ def root_mean_square_normalisation(p: Params, x: Array) -> Array:
 
 @covers("reshape", "reduce_sum", x=SEQUENCE, U=_U3, v=_V)
 def group_normalisation(p: Params, x: Array) -> Array:
-    h = jnp.exp(0.5 * apply(p["U"], x))
+    h = jnp.cos(apply(p["U"], x)) + 0.5 * jnp.sin(apply(p["U"], x))
     groups = h.reshape(*h.shape[:2], 4, -1)
     centred = groups - groups.mean(axis=(1, 3), keepdims=True)
     deviation = jnp.sqrt(groups.var(axis=(1, 3), keepdims=True) + 1e-5)
@@ -97,7 +97,6 @@ def causal_attention_with_heads(p: Params, x: Array) -> Array:
     U=_U4,
     W=_W,
     v=_V,
-    fast=True,
 )
 def dropout(p: Params, x: Array) -> Array:
     h = relu(apply(p["U"], x))

@@ -38,7 +38,6 @@ pointwise(
     "arithmetic",
     lambda h: -(h - 2.0) * h / (1.0 + h * h),
     *("neg", "sub", "mul", "div", "add"),
-    fast=True,
 )
 pointwise(
     "powers",
@@ -165,7 +164,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 for _name, _phi in ACTIVATIONS.items():
-    pointwise(f"jax_nn_{_name}", _phi, fast=_name in ("relu", "gelu_tanh", "elu"))
+    pointwise(f"jax_nn_{_name}", _phi, fast=_name in ("relu", "gelu_tanh"))
 
 
 # ------------------------------------------------------ more than one wide argument

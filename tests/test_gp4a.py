@@ -133,13 +133,12 @@ def transformer(causal: bool, p: Params, x: Array) -> Array:
     return linear(x, p["readout"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("depth", "causal", "key"),
     [
         (1, True, "transformer_nngp_glove_d1"),
-        pytest.param(
-            2, False, "transformer_nngp_glove_d2_unmasked", marks=pytest.mark.slow
-        ),
+        (2, False, "transformer_nngp_glove_d2_unmasked"),
     ],
 )
 def test_transformer(depth: int, causal: bool, key: str) -> None:

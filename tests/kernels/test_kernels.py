@@ -242,6 +242,7 @@ def test_no_nan_for_zero_and_repeated_inputs(name):
 def test_derivative_in_a_standard_deviation(name):
     x = jnp.asarray(RNG.normal(size=(3, 3)))
 
+    @jax.jit
     def total(s):
         return jnp.sum(small(ACTIVATIONS[name], std=s[0], bias=s[1]).nngp(x) ** 2)
 

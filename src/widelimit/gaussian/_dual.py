@@ -23,6 +23,7 @@ from . import _form
 from ._form import Atom, Form
 from ._joint import Value, add, determinant, is_zero, mul, ratio
 from ._pairs import Leaves, pair
+from ._stack import Stack, alike
 
 _ONE: Form = (Atom((1.0,)),)
 
@@ -163,10 +164,22 @@ def _sum(f: Form, g: Form, leaves: Leaves) -> Value:
     if is_zero(leaves[2]):
         g = _form.centred(g)
     total: Value = 0.0
-    for x in f:
-        for y in g:
-            total = add(total, pair(x, y, leaves))
+    for x, y in alike(f, g):
+        total = add(total, _together(x, y, leaves))
     return total
+
+
+def _together(f: Stack, g: Stack, leaves: Leaves) -> Value:
+    """The sum over pairs of atoms of one structure: traced and compiled as one."""
+    if f.count == 1:
+        return pair(f.atom(f.numbers[0]), g.atom(g.numbers[0]), leaves)
+    dtype = jnp.result_type(*(x for x in leaves if not is_zero(x)))
+
+    def one(p: Array, q: Array) -> Array:
+        return jnp.asarray(pair(f.atom(p), g.atom(q), leaves), dtype)
+
+    numbers = jnp.asarray(f.numbers, dtype), jnp.asarray(g.numbers, dtype)
+    return jnp.sum(jax.vmap(one)(*numbers), axis=0)
 
 
 def _at(f: Function, m: Value, like: Value) -> Value:

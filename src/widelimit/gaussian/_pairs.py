@@ -81,7 +81,7 @@ def _product(f: Atom, g: Atom, leaves: Leaves) -> Value:
     padding = (0,) * (len(joint.mean) - 2)
     for i, x in enumerate(f.poly):
         for j, y in enumerate(g.poly):
-            if x and y:
+            if not (is_zero(x) or is_zero(y)):
                 total = add(total, mul(x * y, joint.moment((i, j, *padding), gates)))
     return total
 
@@ -112,13 +112,13 @@ def _tilted(
     m: list[Value], cov: list[list[Value]], alpha: list[Value], beta: list[float]
 ) -> Joint:
     """The Gaussian after multiplication by exp(alpha . z + sum beta_i z_i^2)."""
-    if not any(alpha) and not any(beta):
+    if all(is_zero(x) for x in (*alpha, *beta)):
         return Joint(m, cov)
     logz: Value = 0.0
     for x, k, r in zip(m, alpha, beta, strict=True):
         logz = add(logz, add(mul(k, x), mul(r, x, x)))
     shift = [add(k, mul(2 * r, x)) for x, k, r in zip(m, alpha, beta, strict=True)]
-    if any(beta):
+    if not all(is_zero(x) for x in beta):
         (a, c), (_, b) = cov
         gap = determinant(a, b, c)
         scale = add(
