@@ -81,7 +81,8 @@ def test_kernel_of_two_blocks(name: str) -> None:
 def test_kernel_of_one_block(name: str) -> None:
     net = NETWORKS[name]
     x1 = jnp.asarray(array(f"in/{net.data}/x1"))
-    tolerance = 1e-7 if name == "phi1_sign" else 1e-12
+    # The peer's angle of an input with itself is the square root of a rounding error.
+    tolerance = 1e-7 if name in ("phi1_sign", "phi1_rectmono0") else 1e-12
     compare(net, limit(name).nngp(x1), f"k/{name}/nngp11", tolerance)
 
 

@@ -408,3 +408,15 @@ def test_work_of_one_input_is_done_once():
     )
     assert text.count("f64[50,1] = sqrt") >= 1
     assert closed_dual(gelu, gelu, 0.0, a, 0.0, b, c).shape == (50, 60)
+
+
+@pytest.mark.parametrize("rounding", [0.0, 2e-16, -2e-16])
+def test_parallel_variables_whose_covariance_is_rounded(rounding):
+    """v = s u: a correlation that is one but for rounding, with means."""
+    f = from_callable(jax.nn.relu, 1)
+    rng = np.random.default_rng(0)
+    a, m, s = 10 * rng.uniform(size=2000), rng.normal(size=2000), rng.uniform(0.3, 3)
+    exact = s * closed_mean(from_callable(lambda u: jax.nn.relu(u) ** 2, 1), m, a)
+    c, b = s * a * (1 + rounding), s * s * a * (1 - rounding)
+    found = closed_dual(f, f, m, a, s * m, b, c)
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-13)

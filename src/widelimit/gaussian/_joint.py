@@ -52,7 +52,16 @@ def determinant(a: Value, b: Value, c: Value) -> Value:
     if is_zero(c):
         return a * b
     mean = geometric(a, b)
-    return jnp.maximum((mean - c) * (mean + c), 0)
+    return distance(mean, c) * (mean + jnp.abs(c))
+
+
+def distance(mean: Value, c: Value) -> Value:
+    """Mean - |c|, and 0 where only rounding separates them.
+
+    Formulas near |rho| = 1 are differences of parts of the size of its square root.
+    """
+    gap = mean - jnp.abs(c)
+    return jnp.where(gap > 8 * jnp.finfo(gap.dtype).eps * mean, gap, 0)
 
 
 def geometric(a: Value, b: Value) -> Value:
@@ -236,7 +245,7 @@ def correlation(a: Value, b: Value, c: Value) -> tuple[Array, Array]:
     """The correlation in [-1, 1] and 1 - rho^2; 0 and 0 where a variance is 0."""
     mean = geometric(a, b)
     rho = jnp.clip(ratio(c, mean), -1, 1)
-    return rho, (1 + jnp.abs(rho)) * jnp.clip(ratio(mean - jnp.abs(c), mean), 0, 1)
+    return rho, (1 + jnp.abs(rho)) * jnp.clip(ratio(distance(mean, c), mean), 0, 1)
 
 
 def angle(a: Value, b: Value, c: Value) -> Value:
