@@ -1,20 +1,19 @@
 """The tangent kernel of one finite network.
 
 Rows of the Jacobian (one output position of one input, one averaged column) are made
-by backward passes, block by block. A block is then either contracted with a block of
-rows of the other inputs, or pushed through the network at the other inputs as a tangent
-(one forward derivative gives the kernel with all their outputs). Which of the two
-costs less is read off the network's graph.
+by backward passes, block by block: as they are, or as the factors of `_factors`. A
+block is then either contracted with a block of rows of the other inputs, or pushed
+through the network at the other inputs as a tangent (one forward derivative gives the
+kernel with all their outputs). What costs less is read off the network's graph.
 
 References:
     Novak, Sohl-Dickstein & Schoenholz (2022), Fast finite width neural tangent kernel,
-    https://arxiv.org/abs/2206.08720, sections 3.1 (contraction) and 3.2 (products).
+    https://arxiv.org/abs/2206.08720, section 3.
 """
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,66 +21,22 @@ import jax.numpy as jnp
 
 from .. import _jax
 from .._errors import ShapeMismatchError
-from ._cost import Cost, cost
+from ._cost import cost
+from ._factors import Backward
 from ._moments import Layout, flat, output_layout
+from ._plan import (
+    Chunk,
+    Plan,
+    Side,
+    chunks,
+    contracted_plan,
+    contraction,
+    pushed_plan,
+    worth_factoring,
+)
 
 Apply = Callable[[Any, Any, Any], Any]
 """f(variables, rest, x); hashable, and equal only to the same function."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class _Side:
-    """Inputs on one side of the kernel, in units that are differentiated apart.
-
-    A unit is one input, or the whole batch where inputs interact.
-
-    Attributes:
-        x: pytree with a leading axis of units, then one of inputs.
-        units: their number.
-        layout: of the output of one unit.
-        cost: of running one unit.
-    """
-
-    x: Any
-    units: int
-    layout: Layout
-    cost: Cost
-
-    @property
-    def rows(self) -> int:
-        """Rows of the kernel that one unit makes."""
-        return math.prod(self.layout.positions)
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        """The number of inputs, and the index shape."""
-        inputs, *index = self.layout.positions
-        return (self.units * inputs, *index)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Plan:
-    """How much of a Jacobian is held at one time."""
-
-    units: int
-    rows: int
-    columns: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class _Chunk:
-    """Some consecutive rows of one side.
-
-    Attributes:
-        x: the inputs of its units.
-        rows: the rows that are made of every unit.
-        skip: how many of the first rows an earlier chunk has made already; chunks
-            overlap at the end so that all have one shape.
-    """
-
-    x: Any
-    rows: Any
-    skip: int
 
 
 def ntk(
@@ -114,25 +69,14 @@ def ntk(
     Returns:
         Arrays (N1, N2, *I, *I') by name of the variable, or one under "".
     """
-    variables = dict(variables)
-    run = functools.partial(_unit, apply, tuple(trace_axes))
-    first = _side(run, apply, variables, rest, x1, trace_axes, whole)
-    second = first
-    if x2 is not None:
-        second = _side(run, apply, variables, rest, x2, trace_axes, whole)
-        _check_columns(first.layout, second.layout)
-    size = sum(v.size for v in variables.values())
-    passes = len(variables) if by_param else 1
-    pushed = 2 * passes * second.cost.work < second.rows * size
-    dtype = jnp.result_type(*variables.values())
-    plans = _plans(first, second, size, memory // dtype.itemsize)
-    if pushed:
-        plans = _pushed_plan(first, second, plans[0], memory // dtype.itemsize)
+    kernel = _Kernel(
+        apply, tuple(trace_axes), dict(variables), rest, dict(rates), by_param
+    )
+    first = kernel.side(x1, whole)
+    second = first if x2 is None else kernel.side(x2, whole)
+    _check_columns(first.layout, second.layout)
     with jax.default_matmul_precision("highest"):
-        blocks = _blocks(
-            _Kernel(apply, tuple(trace_axes), variables, rest, dict(rates), by_param),
-            first, second, plans, symmetric=x2 is None, pushed=pushed,
-        )  # fmt: skip
+        blocks = _blocks(kernel, first, second, memory, symmetric=x2 is None)
     found = {}
     for name, rows in blocks.items():
         k = jnp.concatenate([jnp.concatenate(row, axis=1) for row in rows], axis=0)
@@ -151,7 +95,7 @@ def ntk_vp(
     vector: Any,
 ) -> jax.Array:
     """The full tangent kernel times a vector, see `FiniteNetwork.ntk_vp`."""
-    expected = jax.eval_shape(apply, variables, rest, x2).shape
+    expected = jax.eval_shape(apply, dict(variables), rest, x2).shape
     if vector.shape != expected:
         raise ShapeMismatchError(
             f"`vector` should have the shape of the output for `x2`, {expected}, got "
@@ -173,10 +117,8 @@ def _product(
 ) -> jax.Array:
     y, pull = jax.vjp(lambda v: apply(v, rest, x2), variables)
     (gradient,) = pull(vector.astype(y.dtype))
-    tangent = {name: rates[name] * g for name, g in gradient.items()}
-    tangent = {name: t.astype(variables[name].dtype) for name, t in tangent.items()}
-    _, out = jax.jvp(lambda v: apply(v, rest, x1), (variables,), (tangent,))
-    return out
+    tangent = _scaled(gradient, rates)
+    return jax.jvp(lambda v: apply(v, rest, x1), (variables,), (tangent,))[1]
 
 
 # Blocks of rows -----------------------------------------------------------------------
@@ -193,10 +135,31 @@ class _Kernel:
     rates: dict[str, Any]
     by_param: bool
 
-    def rows(self, chunk: _Chunk, columns: Any) -> dict[str, Any]:
-        """Rows of the Jacobian, (rows, columns, *shape) by variable."""
+    def side(self, x: Any, whole: bool) -> Side:
+        """The inputs of one side, in units."""
+        units = jax.tree.map(lambda a: a[None] if whole else a[:, None], x)
+        structs = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype),
+            (self.variables, self.rest, jax.tree.map(lambda a: a[0], units)),
+        )
+        graph, shape = _jax.trace(self.apply, *structs, x64=_jax.x64_enabled())
+        layout = output_layout(shape.shape, (), self.trace_axes)
+        back = Backward(_unit(self.apply, self.trace_axes), *structs)
+        factors = {name: back.factors(name) for name in self.variables}
+        return Side(
+            units,
+            jax.tree.leaves(units)[0].shape[0],
+            layout,
+            cost(graph),
+            {name: f for name, f in factors.items() if f is not None},
+        )
+
+    def rows(
+        self, chunk: Chunk, columns: Any, factored: frozenset[str]
+    ) -> dict[str, tuple[Any, ...]]:
+        """Rows of the Jacobian."""
         return _rows(
-            self.apply, self.trace_axes, self.variables, self.rest, chunk.x,
+            self.apply, self.trace_axes, factored, self.variables, self.rest, chunk.x,
             chunk.rows, columns,
         )  # fmt: skip
 
@@ -204,159 +167,66 @@ class _Kernel:
         """The kernel between two blocks of rows."""
         return _contract(j1, j2, self.rates, self.by_param)
 
-    def pushed(self, j1: Any, chunk: _Chunk, columns: Any) -> dict[str, Any]:
+    def pushed(self, j1: Any, chunk: Chunk, columns: Any) -> dict[str, Any]:
         """The kernel between a block of rows and all outputs of other inputs."""
         return _push(
-            self.apply, self.trace_axes, self.variables, self.rest, self.rates, j1,
-            chunk.x, columns, self.by_param,
+            self.apply, self.trace_axes, self.by_param, self.variables, self.rest,
+            self.rates, j1, chunk.x, columns,
         )  # fmt: skip
 
 
 def _blocks(
-    kernel: _Kernel,
-    first: _Side,
-    second: _Side,
-    plans: tuple[_Plan, _Plan],
-    *,
-    symmetric: bool,
-    pushed: bool,
+    kernel: _Kernel, first: Side, second: Side, memory: int, *, symmetric: bool
 ) -> dict[str, list[list[Any]]]:
     """The kernel as blocks, row by row of blocks, for every name."""
-    step = plans[0].columns
-    columns = [jnp.arange(c, c + step) for c in range(0, first.layout.columns, step)]
-    one = list(_chunks(first, plans[0]))
-    two = one if symmetric and not pushed else list(_chunks(second, plans[1]))
+    plan, factored, pushed = _choose(kernel, first, second, memory)
+    every = jnp.arange(first.layout.columns).reshape(-1, plan.columns)
+    one = list(chunks(first, plan.units[0], plan.rows[0]))
     half = symmetric and not pushed
-    found: dict[str, dict[tuple[int, int], Any]] = {}
+    two = one if half else list(chunks(second, plan.units[1], plan.rows[1]))
+    found: dict[tuple[int, int], dict[str, Any]] = {}
     for i, a in enumerate(one):
-        for some in columns:
-            j1 = kernel.rows(a, some)
+        for columns in every:
+            j1 = kernel.rows(a, columns, factored)
             for j, b in enumerate(two):
                 if half and j < i:
                     continue
                 if pushed:
-                    parts = kernel.pushed(j1, b, some)
+                    parts = kernel.pushed(j1, b, columns)
+                elif half and i == j:
+                    parts = kernel.contracted(j1, j1)
                 else:
-                    j2 = j1 if half and i == j else kernel.rows(b, some)
-                    parts = kernel.contracted(j1, j2)
-                for name, part in parts.items():
-                    blocks = found.setdefault(name, {})
-                    part = part[a.skip :, b.skip :]
-                    blocks[i, j] = blocks[i, j] + part if (i, j) in blocks else part
+                    parts = kernel.contracted(j1, kernel.rows(b, columns, factored))
+                parts = {k: part[a.skip :, b.skip :] for k, part in parts.items()}
+                before = found.get((i, j))
+                found[i, j] = (
+                    parts if before is None else jax.tree.map(jnp.add, before, parts)
+                )
+
+    def block(name: str, i: int, j: int) -> Any:
+        return found[j, i][name].T if half and j < i else found[i, j][name]
+
     return {
-        name: [
-            [
-                blocks[j, i].T if half and j < i else blocks[i, j]
-                for j in range(len(two))
-            ]
-            for i in range(len(one))
-        ]
-        for name, blocks in found.items()
+        name: [[block(name, i, j) for j in range(len(two))] for i in range(len(one))]
+        for name in found[0, 0]
     }
 
 
-def _unit(
-    apply: Apply, trace_axes: tuple[int, ...], variables: Any, rest: Any, x: Any
-) -> jax.Array:
-    """The output of one unit, (averaged columns, rows)."""
-    y = apply(variables, rest, x)
-    return flat(y, output_layout(y.shape, (), trace_axes)).T
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _rows(
-    apply: Apply,
-    trace_axes: tuple[int, ...],
-    variables: dict[str, Any],
-    rest: Any,
-    x: Any,
-    rows: Any,
-    columns: Any,
-) -> dict[str, Any]:
-    def of_unit(unit: Any) -> Any:
-        y, pull = jax.vjp(lambda v: _unit(apply, trace_axes, v, rest, unit), variables)
-
-        def gradient(row: Any, column: Any) -> Any:
-            return pull(jnp.zeros_like(y).at[column, row].set(1))[0]
-
-        both = jax.vmap(jax.vmap(gradient, (None, 0)), (0, None))
-        return both(rows, columns)
-
-    found = jax.vmap(of_unit)(x)
-    return {name: g.reshape(-1, *g.shape[2:]) for name, g in found.items()}
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def _contract(
-    j1: dict[str, Any], j2: dict[str, Any], rates: dict[str, Any], by_param: bool
-) -> dict[str, Any]:
-    parts = {
-        name: rates[name]
-        * (a.reshape(len(a), -1) @ j2[name].reshape(len(j2[name]), -1).T)
-        for name, a in j1.items()
-    }
-    return parts if by_param else {"": functools.reduce(jnp.add, parts.values())}
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 8))
-def _push(
-    apply: Apply,
-    trace_axes: tuple[int, ...],
-    variables: dict[str, Any],
-    rest: Any,
-    rates: dict[str, Any],
-    j1: dict[str, Any],
-    x: Any,
-    columns: Any,
-    by_param: bool,
-) -> dict[str, Any]:
-    """Tangents j1 through the network at every unit of x."""
-    groups = [(name,) for name in variables] if by_param else [tuple(variables)]
-
-    def of_unit(unit: Any, names: tuple[str, ...]) -> Any:
-        def out(some: dict[str, Any]) -> Any:
-            return _unit(apply, trace_axes, {**variables, **some}, rest, unit)
-
-        _, push = jax.linearize(out, {name: variables[name] for name in names})
-
-        def product(tangent: Any, column: Any) -> Any:
-            return push(tangent)[column]
-
-        tangents = {
-            name: (rates[name] * j1[name]).astype(variables[name].dtype)
-            for name in names
-        }
-        over_columns = jax.vmap(product)
-        return jax.vmap(lambda t: jnp.sum(over_columns(t, columns), 0))(tangents)
-
-    found = {}
-    for names in groups:
-        k = jax.vmap(lambda unit, n=names: of_unit(unit, n), out_axes=1)(x)
-        found[names[0] if by_param else ""] = k.reshape(len(k), -1)
-    return found
-
-
-# How much at a time -------------------------------------------------------------------
-
-
-def _side(
-    run: Callable[..., Any],
-    apply: Apply,
-    variables: Any,
-    rest: Any,
-    x: Any,
-    trace_axes: Sequence[int],
-    whole: bool,
-) -> _Side:
-    units = jax.tree.map(lambda a: a[None] if whole else a[:, None], x)
-    structs = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype),
-        (variables, rest, jax.tree.map(lambda a: a[0], units)),
-    )
-    graph, _ = _jax.trace(run, *structs, x64=_jax.x64_enabled())
-    shape = jax.eval_shape(apply, *structs).shape
-    layout = output_layout(shape, (), trace_axes)
-    return _Side(units, jax.tree.leaves(units)[0].shape[0], layout, cost(graph))
+def _choose(
+    kernel: _Kernel, first: Side, second: Side, memory: int
+) -> tuple[Plan, frozenset[str], bool]:
+    """How much at a time, what as factors, and whether rows are pushed."""
+    sizes = {name: int(v.size) for name, v in kernel.variables.items()}
+    numbers = memory // jnp.result_type(*kernel.variables.values()).itemsize
+    factored = worth_factoring(first, second, sizes)
+    passes = len(sizes) if kernel.by_param else 1
+    contract = second.rows * contraction(first, second, sizes, factored)
+    # Running with a tangent costs two runs, one for each factor of every product.
+    if 2 * passes * second.cost.work >= contract:
+        plan = contracted_plan(first, second, sizes, factored, numbers)
+        return plan, factored, False
+    plan = contracted_plan(first, second, sizes, frozenset(), numbers)
+    return pushed_plan(first, second, plan, numbers), frozenset(), True
 
 
 def _check_columns(first: Layout, second: Layout) -> None:
@@ -367,48 +237,112 @@ def _check_columns(first: Layout, second: Layout) -> None:
         )
 
 
-def _plans(first: _Side, second: _Side, size: int, numbers: int) -> tuple[_Plan, _Plan]:
-    """As many columns as fit if all rows do, else as many rows of one column."""
-    half = numbers // 2
-    columns = min(
-        max(half - s.units * s.cost.kept, 0)
-        // (s.units * s.rows * (size + s.cost.largest))
-        for s in (first, second)
-    )
-    if columns >= 1:
-        columns = _divisor(first.layout.columns, columns)
-        return (
-            _Plan(first.units, first.rows, columns),
-            _Plan(second.units, second.rows, columns),
+# Compiled parts -----------------------------------------------------------------------
+
+
+def _unit(apply: Apply, trace_axes: tuple[int, ...]) -> Callable[..., jax.Array]:
+    """The output of one unit as a function, (averaged columns, rows)."""
+
+    def run(variables: Any, rest: Any, x: Any) -> jax.Array:
+        y = apply(variables, rest, x)
+        return flat(y, output_layout(y.shape, (), trace_axes)).T
+
+    return run
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _rows(
+    apply: Apply,
+    trace_axes: tuple[int, ...],
+    factored: frozenset[str],
+    variables: dict[str, Any],
+    rest: Any,
+    x: Any,
+    rows: Any,
+    columns: Any,
+) -> dict[str, tuple[Any, ...]]:
+    """Gradients (units, rows, columns, ..) by variable, see `Backward.rows`."""
+    one = jax.tree.map(lambda a: a[0], x)
+    back = Backward(_unit(apply, trace_axes), variables, rest, one)
+    factors = {name: f for name in factored if (f := back.factors(name)) is not None}
+
+    def cotangent(row: Any, column: Any) -> Any:
+        zero = jnp.zeros(back.output.shape, back.output.dtype)
+        return zero.at[column, row].set(1)
+
+    return jax.vmap(
+        lambda unit: back.rows(
+            (variables, rest, unit), factors, cotangent, (rows, columns)
         )
-    plans = []
-    for s in (first, second):
-        row = size + s.cost.largest
-        units = min(half // (s.cost.kept + s.rows * row), s.units)
-        rows = s.rows if units else max(1, (half - s.cost.kept) // row)
-        plans.append(_Plan(max(units, 1), min(rows, s.rows), 1))
-    return plans[0], plans[1]
+    )(x)
 
 
-def _pushed_plan(
-    first: _Side, second: _Side, plan: _Plan, numbers: int
-) -> tuple[_Plan, _Plan]:
-    """The second side has no rows, but the derivatives of all tangents at once."""
-    tangents = plan.units * plan.rows * plan.columns
-    unit = second.cost.kept + 2 * tangents * second.cost.largest
-    units = min(max(1, numbers // 2 // unit), second.units)
-    return plan, _Plan(units, second.rows, plan.columns)
+@functools.partial(jax.jit, static_argnums=3)
+def _contract(
+    j1: dict[str, Any], j2: dict[str, Any], rates: dict[str, Any], by_param: bool
+) -> dict[str, Any]:
+    parts = {}
+    for name, a in j1.items():
+        b = j2[name]
+        if len(a) == 1:
+            part = jnp.einsum("uraz,vsaz->urvs", a[0], b[0])
+        else:
+            part = _contract_factors(a, b)
+        parts[name] = rates[name] * part.reshape(part.shape[0] * part.shape[1], -1)
+    return parts if by_param else {"": functools.reduce(jnp.add, parts.values())}
 
 
-def _divisor(n: int, most: int) -> int:
-    return max(d for d in range(1, min(n, most) + 1) if n % d == 0)
+def _contract_factors(a: tuple[Any, Any], b: tuple[Any, Any]) -> jax.Array:
+    """The sum over columns and steps of (u_s . u'_t) (v_s . v'_t).
+
+    A factor that is one for all columns may be multiplied after their sum.
+    """
+    grams = [
+        jnp.einsum("urasz,vqatz->urvqst", p, q)
+        if 1 in (p.shape[2], q.shape[2])
+        else jnp.einsum("urasz,vqatz->aurvqst", p, q)
+        for p, q in zip(a, b, strict=True)
+    ]
+    if grams[0].ndim == grams[1].ndim == 7:
+        grams = [jnp.einsum("aurvqst,aurvqst->urvq", *grams)]
+        return grams[0]
+    grams = [g if g.ndim == 6 else jnp.sum(g, axis=0) for g in grams]
+    return jnp.sum(grams[0] * grams[1], axis=(-1, -2))
 
 
-def _chunks(side: _Side, plan: _Plan) -> Iterator[_Chunk]:
-    for u in range(0, side.units, plan.units):
-        start = min(u, side.units - plan.units)
-        x = jax.tree.map(lambda a, s=start: a[s : s + plan.units], side.x)
-        for r in range(0, side.rows, plan.rows):
-            row = min(r, side.rows - plan.rows)
-            skip = (u - start) * side.rows + (r - row)
-            yield _Chunk(x, jnp.arange(row, row + plan.rows), skip)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _push(
+    apply: Apply,
+    trace_axes: tuple[int, ...],
+    by_param: bool,
+    variables: dict[str, Any],
+    rest: Any,
+    rates: dict[str, Any],
+    j1: dict[str, tuple[Any, ...]],
+    x: Any,
+    columns: Any,
+) -> dict[str, Any]:
+    """Rows as tangents through the network at every unit of x."""
+    run = _unit(apply, trace_axes)
+    tangents = {
+        name: rows.reshape(-1, rows.shape[2], *variables[name].shape)
+        for name, (rows,) in j1.items()
+    }
+    tangents = _scaled(tangents, rates)
+    found = {}
+    for names in [(name,) for name in variables] if by_param else [tuple(variables)]:
+        some = {name: variables[name] for name in names}
+        moving = {name: tangents[name] for name in names}
+
+        def of_unit(unit: Any, some: Any = some, moving: Any = moving) -> Any:
+            _, push = jax.linearize(lambda v: run({**variables, **v}, rest, unit), some)
+            product = jax.vmap(lambda t, column: push(t)[column])
+            return jax.vmap(lambda t: jnp.sum(product(t, columns), axis=0))(moving)
+
+        k = jax.vmap(of_unit, out_axes=1)(x)
+        found[names[0] if by_param else ""] = k.reshape(len(k), -1)
+    return found
+
+
+def _scaled(gradient: Mapping[str, Any], rates: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: (rates[name] * g).astype(g.dtype) for name, g in gradient.items()}
