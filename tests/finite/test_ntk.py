@@ -119,8 +119,10 @@ def f_out(f, theta, x):
     return jax.eval_shape(f, theta, x).shape[-1]
 
 
-@pytest.mark.parametrize("axes", [(-1,), ()])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "axes"),
+    [*((case, (-1,)) for case in CASES), *((c, ()) for c in ("mlp", "cnn", "rnn"))],
+)
 def test_kernel_equals_the_contraction_of_whole_jacobians(case, axes):
     function, params, x1, x2 = CASES[case]
     f, theta = wl.limit(function, params, trace_axes=axes).at(n=12, key=KEY)

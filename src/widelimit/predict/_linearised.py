@@ -91,7 +91,7 @@ def linearised(
     if (k_cross is None) != (f_test is None):
         raise InputError("Give both of `k_cross` and `f_test`, or neither.")
     tested = None
-    # Too large a rate makes infinities, which are what such a training ends in.
+    # Too large a rate overflows, as training at it does: the result is not finite.
     with np.errstate(over="ignore", invalid="ignore"):
         left = np.stack([_left(z, t, continuous) for t in times])
         change = vectors @ (left[..., None] * error)
