@@ -151,7 +151,7 @@ def test_wide_networks_follow_the_linear_model():
     errors = np.sqrt(error**2 @ at**2) / (at @ at)
     assert np.all(np.abs(slopes + 0.5) < 3 * errors + 0.05)
     assert gaps[0, -1].mean() < 0.15 * np.std(Y)
-    assert gaps[1, -1].mean() < 0.5 * gaps[0, -1].mean()
+    assert np.mean(gaps[1] < gaps[0]) > 0.9
 
 
 def test_draws_of_one_network_compile_once():
