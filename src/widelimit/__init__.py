@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from ._errors import UnsupportedError as UnsupportedError
     from ._errors import WidelimitError as WidelimitError
     from .finite import Check as Check
+    from .finite import FiniteNetwork as FiniteNetwork
+    from .finite import Training as Training
     from .gaussian import Estimate as Estimate
     from .gaussian import estimate as estimate
     from .predict import Posterior as Posterior
     from .predict import gp_posterior as gp_posterior
+    from .predict import max_learning_rate as max_learning_rate
     from .program import TensorProgram as TensorProgram
     from .trace import constant as constant
     from .trace import normal as normal
@@ -38,9 +41,9 @@ _HOME = {
     "_api": "Limit LimitOfProgram Program limit parse",
     "_errors": "InputError InvalidProgramError NoLimitError ParseError "
     "ShapeMismatchError UnsupportedError WidelimitError",
-    "finite": "Check",
+    "finite": "Check FiniteNetwork Training",
     "gaussian": "Estimate estimate",
-    "predict": "Posterior gp_posterior",
+    "predict": "Posterior gp_posterior max_learning_rate",
     "program": "TensorProgram",
     "trace": "constant normal tap width",
 }

@@ -368,8 +368,11 @@ class Limit:
 
     def at(
         self, *, key: Any, dtype: Any = None, **widths: int
-    ) -> tuple[Callable[..., Any], Any]:
+    ) -> tuple[finite.FiniteNetwork, Any]:
         """Draw the network at finite width.
+
+        Gradients by `theta` are those of training: where a parameter has a
+        parameterisation, `theta` holds the variable that is trained underneath.
 
         Args:
             key: a JAX random key.
@@ -377,9 +380,17 @@ class Limit:
             **widths: the value of every width, such as `n=1024`.
 
         Returns:
-            (f, theta), to call as `f(theta, x)`.
+            (f, theta), to call as `f(theta, x)`; `f.ntk(theta, x)` is its empirical
+            tangent kernel, and `f.train` trains it.
+
+        Raises:
+            InputError: a width is missing, unknown or does not fit; the standard
+                parameterisation is asked of a width without a base.
         """
-        return finite.at(self.f, self.params, key, widths, dtype)
+        return finite.at(
+            self.f, self.params, key, widths, dtype,
+            trace_axes=self.trace_axes, one_batch=self._is_one_batch,
+        )  # fmt: skip
 
     def check(
         self,
@@ -452,6 +463,10 @@ class Limit:
         if key not in self._coupling:
             self._coupling[key] = coupled(self.f, self.params, x)
         return self._coupling[key]
+
+    def _is_one_batch(self, x: Any) -> bool:
+        """Whether running inputs one by one would be another function."""
+        return self._is_coupled(x) or any(fresh_draws(self.f, self.params, x))
 
     def _check_order(self, network: Network) -> None:
         out = network.output

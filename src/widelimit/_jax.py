@@ -193,6 +193,19 @@ class _Pick:
         return self._primitive.bind(*args, **params)[self._result]
 
 
+def evaluate(equation: Equation, args: Sequence[Any]) -> tuple[Any, ...]:
+    """Run one equation as it was traced, whatever it calls.
+
+    Unlike `bind` it takes the equations with functions inside (custom derivatives).
+    """
+    params = {**equation.params, **equation.raw}
+    found = equation.primitive.get_bind_params(params)
+    # Older JAX gives the functions apart from the parameters.
+    functions, params = found if isinstance(found, tuple) else ((), found)
+    out = equation.primitive.bind(*functions, *args, **params)
+    return tuple(out) if equation.primitive.multiple_results else (out,)
+
+
 def bind(equation: Equation, args: Sequence[Any], **changed: Any) -> Any:
     """Run one primitive on arrays, with some parameters replaced."""
     out = equation.primitive.bind(

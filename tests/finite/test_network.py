@@ -55,7 +55,7 @@ def test_two_widths_of_one_network_do_not_mix():
 
     a, theta = finite.at(f, {"U": declare.normal((n,))}, KEY, {"n": 2})
     b, _ = finite.at(f, {"U": declare.normal((n,))}, KEY, {"n": 4})
-    assert [float(g({}, 8.0)) for g in (a, b, a)] == [4.0, 2.0, 4.0]
+    assert [float(g(theta, 8.0)) for g in (a, b, a)] == [4.0, 2.0, 4.0]
     assert theta["U"].shape == (2,)
 
 

@@ -25,9 +25,10 @@ from widelimit.trace import (
     widths_in,
 )
 from widelimit.trace import _compile as compiler
-from widelimit.trace._declare import Constant, fan_in_root, sample
+from widelimit.trace._declare import Constant, fan_in_root
 from widelimit.trace._layout import Axis, Block, Unifier, blocks
 from widelimit.trace._tracer import Tracer
+from widelimit.trace._trained import sample
 from widelimit.transform import normal_form
 
 SCALE = 24

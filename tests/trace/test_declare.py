@@ -11,6 +11,7 @@ import pytest
 from widelimit import _errors, _jax
 from widelimit.program import _lines
 from widelimit.trace import _declare as declare
+from widelimit.trace import received, sample
 
 n = declare.width("n")
 m = declare.width("m", ratio=2.0)
@@ -316,9 +317,11 @@ def test_fan_in_axes():
         ({"parameterization": "standard-naive", "fan_in": ()}, 4.0),
     ],
 )
-def test_sample_has_the_declared_variance(options, variance):
-    w = declare.normal((3 * n, m), std=2.0, **options)
-    draw = declare.sample(w, {"n": 10, "m": 4000}, jax.random.key(1))
+def test_what_is_received_has_the_declared_variance(options, variance):
+    base = [declare.width(name, base=6) for name in ("n", "m")]
+    w = declare.normal((3 * base[0], base[1]), std=2.0, **options)
+    widths = {"n": 10, "m": 4000}
+    draw = received(w, sample(w, widths, jax.random.key(1)), widths)
     assert draw.shape == (30, 4000)
     z = np.asarray(draw).ravel() / math.sqrt(variance)
     # z**2 has variance 2.
@@ -328,7 +331,7 @@ def test_sample_has_the_declared_variance(options, variance):
 
 def test_sample_of_a_constant():
     scale = declare.constant((3, n), np.array([[1.0], [2.0], [3.0]]))
-    draw = declare.sample(scale, {"n": 4}, jax.random.key(0), jnp.float32)
+    draw = sample(scale, {"n": 4}, jax.random.key(0), jnp.float32)
     assert draw.dtype == jnp.float32
     np.testing.assert_array_equal(draw, np.outer([1.0, 2.0, 3.0], np.ones(4)))
 
@@ -338,17 +341,15 @@ def test_sample_is_differentiable_in_std_and_maps_over_keys():
 
     def norm(std):
         w = declare.normal((3, n), std=std, fan_in=0)
-        draws = jax.vmap(lambda k: declare.sample(w, {"n": 7}, k, jnp.float32))(keys)
+        draws = jax.vmap(lambda k: sample(w, {"n": 7}, k, jnp.float32))(keys)
         assert draws.shape == (5, 3, 7)
         assert draws.dtype == jnp.float32
         return jnp.sum(draws**2)
 
     value, slope = jax.jit(jax.value_and_grad(norm))(2.0)
     assert float(slope) == pytest.approx(float(value), rel=1e-6)
-    one = declare.sample(declare.normal((3, n)), {"n": 7}, keys[0])
-    assert not np.array_equal(
-        one, declare.sample(declare.normal((3, n)), {"n": 7}, keys[1])
-    )
+    one = sample(declare.normal((3, n)), {"n": 7}, keys[0])
+    assert not np.array_equal(one, sample(declare.normal((3, n)), {"n": 7}, keys[1]))
 
 
 def tapped(x):

@@ -75,7 +75,7 @@ def layouts(
         else:
             left_out[name] = f"its shape {shape} is not (inputs, .., one width)"
     wide = _changed(output.shape, wider.shape)
-    found["output"] = _output_layout(output.shape, wide, trace_axes)
+    found["output"] = output_layout(output.shape, wide, trace_axes)
     return found, left_out
 
 
@@ -106,7 +106,7 @@ def _tap_layout(
     return _layout(shape, batch, order, wide, True)
 
 
-def _output_layout(
+def output_layout(
     shape: Sequence[int], wide: Sequence[int], trace_axes: Sequence[int]
 ) -> Layout:
     """The layout of the output, averaged over `trace_axes` where it has them."""

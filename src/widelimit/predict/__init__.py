@@ -1,4 +1,7 @@
 """From kernel matrices to predictions; arrays in, arrays out, no programs."""
 
+from ._learning_rate import max_learning_rate as max_learning_rate
+from ._linearised import Linearised as Linearised
+from ._linearised import linearised as linearised
 from ._posterior import Posterior as Posterior
 from ._posterior import gp_posterior as gp_posterior

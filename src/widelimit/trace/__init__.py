@@ -12,7 +12,6 @@ from ._declare import Normal as Normal
 from ._declare import Width as Width
 from ._declare import constant as constant
 from ._declare import normal as normal
-from ._declare import sample as sample
 from ._declare import tap as tap
 from ._declare import trial_shape as trial_shape
 from ._declare import width as width
@@ -20,3 +19,6 @@ from ._declare import widths_are as widths_are
 from ._declare import widths_in as widths_in
 from ._tracer import RULES as RULES
 from ._tracer import Check as Check
+from ._trained import received as received
+from ._trained import sample as sample
+from ._trained import trained_factor as trained_factor

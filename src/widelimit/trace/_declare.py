@@ -81,18 +81,30 @@ def normal(
     Without `parameterization` the network receives $\theta \sim N(0, \sigma^2)$, or
     $N(0, \sigma^2/\text{fan-in})$ when `fan_in` is given. With it the network receives
     the effective weight, of variance $\sigma^2/\text{fan-in}$, and writes `x @ w + b`;
-    the fan-in is then every axis but the last unless given, and 1 for a bias.
+    the fan-in is then every axis but the last unless given, and 1 for a bias. The
+    variable $\theta$ that is trained underneath, and that the tangent kernel
+    differentiates by, is
+
+    - "ntk": $w = \sigma \theta / \sqrt{\text{fan-in}}$, $\theta \sim N(0, 1)$;
+    - "standard": $w = \theta / \sqrt s$, with $s$ the fan-in over that at the base
+      widths (see `wl.width`) and 1 where no width is in it, so that learning rates
+      of the network at its base widths carry over;
+    - "standard-naive": $w = \theta$; its tangent kernel diverges like n.
 
     Args:
         shape: sizes (whole numbers), widths and linear forms in widths.
         std: the standard deviation $\sigma$; may be a traced scalar.
         fan_in: an axis, or axes, whose sizes divide the variance.
         lr: learning rate relative to other parameters, used by the tangent kernel.
-        parameterization: "ntk", "standard", "standard-naive" or None; it says which
-            variable is trained underneath.
+        parameterization: "ntk", "standard", "standard-naive", or None for an array
+            that is itself trained.
 
     Raises:
         InputError: an argument is out of its range.
+
+    References:
+        Sohl-Dickstein et al. (2020), https://arxiv.org/abs/2001.07301, tables 1 and 2:
+        "standard" is their improved standard parameterisation.
     """
     sizes = _shape(shape)
     _scale("std", std)
@@ -170,31 +182,6 @@ def trial_shape(shape: Any, widths: Mapping[str, int]) -> tuple[int, ...]:
         )
     except InvalidProgramError as error:
         raise InputError(str(error)) from None
-
-
-def sample(
-    declaration: Normal | Constant,
-    widths: Mapping[str, int],
-    key: Any,
-    dtype: Any = None,
-) -> jax.Array:
-    """Draw what the network receives for one declared parameter, at finite width.
-
-    Args:
-        declaration: made by `normal` or `constant`.
-        widths: the value of every width in its shape.
-        key: a JAX random key.
-        dtype: floating type of the array; JAX's default if None.
-
-    Raises:
-        InputError: a width is missing, or a size is not whole.
-    """
-    shape = trial_shape(declaration.shape, widths)
-    dtype = jnp.result_type(float) if dtype is None else dtype
-    if isinstance(declaration, Constant):
-        return jnp.broadcast_to(jnp.asarray(declaration.value, dtype), shape)
-    scale = jnp.asarray(declaration.std, dtype) / fan_in_root(declaration, widths)
-    return scale * jax.random.normal(key, shape, dtype)
 
 
 def fan_in_root(declaration: Normal, widths: Mapping[str, int]) -> float:
