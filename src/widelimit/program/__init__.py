@@ -39,6 +39,7 @@ from ._program import TensorProgram as TensorProgram
 from ._program import operands as operands
 from ._program import type_of as type_of
 from ._rewrite import renumber as renumber
+from ._run import spread as spread
 from ._scalars import ScalarHandle as ScalarHandle
 from ._simulate import Simulation as Simulation
 from ._simulate import simulate as simulate
