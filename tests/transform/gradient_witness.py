@@ -8,11 +8,14 @@ lines at once, matrices included, by a route that knows nothing of transposed li
 from collections.abc import Mapping
 from typing import Any
 
+import zlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from widelimit.program import (
+    LinComb,
     MatIn,
     MatMul,
     Moment,
@@ -28,13 +31,18 @@ from widelimit.program._run import Run
 from widelimit.transform import Backprop, Gradients
 
 TOLERANCE = 1e-12
+_DIFFERENTIATED = VecIn | MatIn | MatMul | LinComb | Nonlin | Moment
 
 
 class Perturbed(Run):
-    """A run whose lines are moved by `shifts`."""
+    """A run whose lines are moved by `shifts`; its draws depend on names alone."""
 
-    def all_values(self, key: jax.Array, shifts: Mapping[Ref, Any]) -> dict[Ref, Any]:
-        self.key, self.env = key, {}
+    def normal(self, line: VecIn | MatIn, shape: tuple[int, ...]) -> Any:
+        rng = np.random.default_rng(zlib.crc32(line.name.encode()))
+        return jnp.asarray(rng.normal(size=shape))
+
+    def all_values(self, shifts: Mapping[Ref, Any]) -> dict[Ref, Any]:
+        self.env: dict[Ref, Any] = {}
         for ref, line in enumerate(self.program.lines):
             value = self.value(line, self.types[ref])
             self.env[ref] = value + shifts[ref] if ref in shifts else value
@@ -42,64 +50,56 @@ class Perturbed(Run):
 
 
 def values(
-    program: TensorProgram, widths: dict[str, int], key: jax.Array, data: Any = None
+    program: TensorProgram, widths: dict[str, int], data: Any = None
 ) -> dict[Ref, Any]:
     """One draw of every line, matrices too."""
-    run = Perturbed(program, widths, data or {})
-    return jax.jit(lambda k: run.all_values(k, {}))(key)
+    return jax.jit(Perturbed(program, widths, data or {}).all_values)({})
 
 
 def gradients(
-    program: TensorProgram,
-    output: Ref,
-    widths: dict[str, int],
-    key: jax.Array,
-    cotangent: Any,
-    data: Any,
-    start: Mapping[Ref, Any],
-) -> dict[Ref, Any]:
-    """The derivatives of f[o] (or of <cotangent, f>) with respect to every line.
+    done: Backprop, widths: dict[str, int], data: Any, found: Mapping[Ref, Any]
+) -> list[dict[Ref, Any]]:
+    """For every output f: df[o] / d(line) for every line, of shape O + the line's.
 
-    Returns:
-        Arrays of shape O + the line's; nothing for lines of whole numbers.
+    A vector output is contracted with its cotangent first.
     """
+    last = max(g.output for g in done.gradients)
+    program = TensorProgram(done.program.lines[: last + 1])
     shifts = {
-        r: jnp.zeros_like(x)
-        for r, x in start.items()
-        if r < output and jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating)
+        r: jnp.zeros_like(found[r])
+        for r in range(last + 1)
+        if jnp.issubdtype(jnp.asarray(found[r]).dtype, jnp.floating)
     }
 
-    def f(moved: dict[Ref, Any]) -> Any:
-        run = Perturbed(program, widths, data or {})
-        return run.all_values(key, moved)[output]
+    def f(moved: dict[Ref, Any]) -> list[Any]:
+        lines = Perturbed(program, widths, data or {}).all_values(moved)
+        return [
+            lines[g.output]
+            if g.cotangent is None
+            else jnp.vdot(lines[g.output], found[g.cotangent])
+            for g in done.gradients
+        ]
 
-    if cotangent is not None:
-        return jax.jit(lambda s: jax.vjp(f, s)[1](cotangent)[0])(shifts)
     return jax.jit(jax.jacrev(f))(shifts)
 
 
 def check(
-    program: TensorProgram,
-    done: Backprop,
-    widths: dict[str, int],
-    key: jax.Array,
-    data: Any = None,
+    program: TensorProgram, done: Backprop, widths: dict[str, int], data: Any = None
 ) -> None:
     """Assert that all adjoints of all outputs are the gradients."""
     assert done.program.lines[: len(program)] == program.lines
-    found = values(done.program, widths, key, data)
-    for g in done.gradients:
-        cotangent = None if g.cotangent is None else found[g.cotangent]
-        exact = gradients(program, g.output, widths, key, cotangent, data, found)
+    found = values(done.program, widths, data)
+    exact = gradients(done, widths, data, found)
+    for g, all_lines in zip(done.gradients, exact, strict=True):
         n = g.width.size(widths)
         scale = n ** float(g.power)
-        for ref, x in exact.items():
+        unit = {Vector: scale, Tensor: scale / n, Output: 1.0}
+        for ref, x in all_lines.items():
             if ref in g.uses:
                 _equal(_matrix_gradient(done, g, ref, found) / scale, x)
             elif ref in g.adjoints:
-                unit = {Vector: scale, Tensor: scale / n, Output: 1.0}
                 _equal(found[g.adjoints[ref]] / unit[type(program.types[ref])], x)
-            elif isinstance(program.lines[ref], VecIn | MatIn | Nonlin | Moment):
+            elif ref != g.output and isinstance(program.lines[ref], _DIFFERENTIATED):
                 assert not np.any(x), program.lines[ref].name
 
 

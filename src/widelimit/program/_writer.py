@@ -180,7 +180,7 @@ class Writer:
         if len(arrays) == len(refs):
             return self.constant(fold(equation, arrays)[0].reshape(shape), source)
         params = tuple(
-            sorted((k, v) for k, v in equation.params.items() if _printable(v))
+            sorted((k, _plain(v)) for k, v in equation.params.items() if _printable(v))
         ) + ((("result", result),) if result else ())
         op = Primitive(equation.name, params, equation)
         return self.emit(Map(name="", op=op, args=refs, shape=shape, source=source))
@@ -209,6 +209,13 @@ def _needed(equations: Sequence[Equation], outputs: Sequence[Any]) -> list[Equat
             needed.update(e.inputs)
             kept.append(e)
     return kept[::-1]
+
+
+def _plain(value: Any) -> Any:
+    """A tuple with Python's own whole numbers, which print as they are read."""
+    if type(value) is tuple:
+        return tuple(_plain(v) for v in value)
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def _printable(value: Any) -> bool:
