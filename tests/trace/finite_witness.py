@@ -13,7 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from coverage_networks import primitives
 
+import widelimit as wl
 from widelimit.program import TensorProgram
 from widelimit.program._run import Run
 from widelimit.trace import (
@@ -83,6 +85,12 @@ def both(f: Any, params: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
         actual = jax.jit(f)(theta, jnp.asarray(x))
     ((out, _),) = c.network.output.refs
     return np.asarray(draws[c.network.program.lines[out].name]), np.asarray(actual)
+
+
+def draws_bits(f: Any, params: Any, x: Any) -> bool:
+    """Whether the network draws random bits, which cannot be set."""
+    g, theta = wl.limit(f, params).at(key=jax.random.key(0), **small_widths(params))
+    return "random_bits" in primitives(jax.make_jaxpr(g)(theta, jnp.asarray(x)))
 
 
 def inputs(params: Any, x: Any) -> dict[str, jax.Array]:

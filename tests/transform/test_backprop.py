@@ -1,11 +1,9 @@
 """Backward passes are the gradients, at finite width and to rounding."""
 
-import jax
 import numpy as np
 import pytest
 from gradient_witness import check
-from hypothesis import given, settings
-from strategies import random_program, random_programs
+from strategies import random_program
 
 from widelimit.program import (
     ProgramBuilder,

@@ -63,6 +63,7 @@ class Adjoints:
         self.lines, self.types = program.lines, program.types
         self.lead, self.width, self.prefix = lead, width, prefix
         self.active = _active(program)
+        self.source = ""
         self.finished: dict[Ref, Ref] = {}
         self._parts: dict[Ref, list[Part]] = {}
         self._tensor_parts: dict[Ref, list[Ref]] = {}
@@ -124,7 +125,9 @@ class Adjoints:
     # Lines ----------------------------------------------------------------------------
 
     def emit(self, line: Line) -> Ref:
-        """Write a line."""
+        """Write a line, made where the line that is being transposed was made."""
+        if not line.source:
+            line = dataclasses.replace(line, source=self.source)
         return self.writer.emit(line)
 
     def transpose(self, matrix: Ref) -> Ref:
@@ -139,25 +142,24 @@ class Adjoints:
 
     def lift(self, x: Ref) -> Ref:
         """A vector of the forward program at every position of the output."""
-        if not self.lead:
-            return x
-        return self.reread(x, identity_maps(self.types[x].shape), ())
+        shape = self.types[x].shape
+        return self.reread(x, identity_maps(shape), shape)
 
-    def reread(self, x: Ref, maps: Iterable[AxisMap], more: tuple[int, ...]) -> Ref:
-        """A forward vector at maps over the letters of a line, leading ones before.
+    def reread(self, x: Ref, maps: Iterable[AxisMap], sizes: tuple[int, ...]) -> Ref:
+        """A forward vector at every position of the output and at maps.
 
         Args:
             x: the vector.
-            maps: over letters that begin with the first after the leading ones.
-            more: when not empty, the sizes of all these letters.
+            maps: over the letters of a forward line.
+            sizes: of these letters.
         """
-        moved = tuple(self.shifted_map(m) for m in maps)
-        shape = self.lead + (more or self.types[x].shape)
+        moved = tuple(self._shifted_map(m) for m in maps)
+        shape = self.lead + sizes
         if shape == self.types[x].shape and moved == identity_maps(shape):
             return x
         return self.emit(LinComb(name="", terms=(Term(x, maps=moved),), shape=shape))
 
-    def shifted_map(self, m: AxisMap) -> AxisMap:
+    def _shifted_map(self, m: AxisMap) -> AxisMap:
         """A map of the forward program behind the leading letters."""
         return AxisMap(tuple(a + len(self.lead) for a in m.letters), m.table)
 

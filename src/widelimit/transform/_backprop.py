@@ -203,6 +203,7 @@ def _transpose(
     adj: Adjoints, ref: Ref, dy: Ref, uses: dict[Ref, list[MatrixUse]]
 ) -> None:
     """Hand the adjoint of one line on to its operands."""
+    adj.source = adj.lines[ref].source
     match adj.lines[ref]:
         case MatMul() as line:
             matmul(adj, line, dy)

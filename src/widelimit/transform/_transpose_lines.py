@@ -60,6 +60,8 @@ def lincomb(adj: Adjoints, line: LinComb, dy: Ref) -> None:
     """y[p] = scale sum_k T x[maps]: dx[i] = scale sum over what reads i of T dy."""
     rank = len(line.shape)
     for term in line.terms:
+        if term.scale == 0.0:
+            continue
         _coefficients(adj, line, term, dy)
         if term.x is None:
             continue
@@ -95,7 +97,7 @@ def _coefficients(adj: Adjoints, line: LinComb, term: Term, dy: Ref) -> None:
     y[p] = sum_k t[..] x[maps] and t gain E[dy[p] x[maps]] at every p, k.
     """
     active = [i for i, t in enumerate(term.tensors) if t.ref in adj.active]
-    if not active or term.scale == 0.0:
+    if not active:
         return
     sizes = line.shape + term.sums
     vectors = [dy]
@@ -138,12 +140,11 @@ def nonlin(adj: Adjoints, line: Nonlin, dy: Ref) -> None:
             case d:
                 fn = scalar.call("mul", scalar.substitute(d, places), Arg(count))
                 adj.add(x, adj.nonlin(fn, line.xs, [dy], tensors))
-    ratio = adj.ratio(wide(adj.program, line.xs[0]).dim, adj.width)
     for j, arg in enumerate(line.tensors):
         d = scalar.differentiate(line.fn, count + j)
         if arg.ref in adj.active and d != _ZERO:
-            fn = scalar.substitute(d, places)
-            fn = Arg(count) if fn == Const(1.0) else scalar.call("mul", fn, Arg(count))
+            fn = scalar.call("mul", scalar.substitute(d, places), Arg(count))
+            ratio = adj.ratio(wide(adj.program, line.xs[0]).dim, adj.width)
             fn, more = times(fn, ratio, count + 1 + len(tensors))
             m = adj.moment(fn, line.xs, [dy], [*tensors, *more])
             add_read(adj, arg, m, shape)
@@ -161,8 +162,7 @@ def moment(adj: Adjoints, line: Moment, dt: Ref) -> None:
         d = scalar.differentiate(line.fn, i)
         if d == _ZERO:
             continue
-        fn = scalar.substitute(d, places)
-        fn = Arg(count) if fn == Const(1.0) else scalar.call("mul", fn, Arg(count))
+        fn = scalar.call("mul", scalar.substitute(d, places), Arg(count))
         fn, more = times(fn, ratio, count + len(tensors))
         adj.add(x, adj.nonlin(fn, line.xs, (), [*tensors, *more]))
     for j, arg in enumerate(line.tensors):

@@ -66,7 +66,7 @@ def _terms(adj: Adjoints, line: LinComb) -> Iterator[Term]:
                     "gradient is random and of lower order. Multiply or add before "
                     f"the readout.{at(line.source)}"
                 )
-        if term.x is not None:
+        if term.x is not None and term.scale != 0.0:
             yield term
 
 

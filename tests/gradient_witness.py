@@ -5,10 +5,9 @@ derivatives of an output with respect to the perturbations are the gradients of 
 lines at once, matrices included, by a route that knows nothing of transposed lines.
 """
 
+import zlib
 from collections.abc import Mapping
 from typing import Any
-
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -91,16 +90,26 @@ def check(
     found = values(done.program, widths, data)
     exact = gradients(done, widths, data, found)
     for g, all_lines in zip(done.gradients, exact, strict=True):
-        n = g.width.size(widths)
-        scale = n ** float(g.power)
-        unit = {Vector: scale, Tensor: scale / n, Output: 1.0}
+        from_lines = by_lines(done, g, widths, found)
         for ref, x in all_lines.items():
-            if ref in g.uses:
-                _equal(_matrix_gradient(done, g, ref, found) / scale, x)
-            elif ref in g.adjoints:
-                _equal(found[g.adjoints[ref]] / unit[type(program.types[ref])], x)
+            if ref in from_lines:
+                _equal(from_lines[ref], x)
             elif ref != g.output and isinstance(program.lines[ref], _DIFFERENTIATED):
                 assert not np.any(x), program.lines[ref].name
+
+
+def by_lines(
+    done: Backprop, g: Gradients, widths: dict[str, int], found: Mapping[Ref, Any]
+) -> dict[Ref, Any]:
+    """df/d(line) of one output, as the lines of the backward pass have it."""
+    n = g.width.size(widths)
+    scale = n ** float(g.power)
+    unit = {Vector: scale, Tensor: scale / n, Output: 1.0}
+    types = done.program.types
+    results = {r: found[d] / unit[type(types[r])] for r, d in g.adjoints.items()}
+    for matrix in g.uses:
+        results[matrix] = _matrix_gradient(done, g, matrix, found) / scale
+    return results
 
 
 def _equal(actual: Any, expected: Any) -> None:
