@@ -134,6 +134,9 @@ def _parameter(c: Compiled, draws: Mapping[str, Any], name: str, p: Any) -> Any:
     wide = [a for a, s in enumerate(p.shape) if not isinstance(s, int)]
     if len(wide) == 2:
         value = _matrix(c, draws, name, p, (wide[0], wide[1]))
+    elif wide and name not in draws and f"{name}_0" not in draws:
+        # The network does not use it.
+        return jnp.zeros(trial_shape(p.shape, c.widths))
     elif wide:
         parts = blocks(c.layouts[name, wide[0]])
         names = [name if len(parts) == 1 else f"{name}_{i}" for i in range(len(parts))]
