@@ -81,8 +81,7 @@ def check_all(program: TensorProgram, outputs: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seed", "transposes", "families"),
-    [(0, False, False), (1, True, False), (0, True, True)],
+    ("seed", "transposes", "families"), [(1, True, False), (0, True, True)]
 )
 def test_gradients_of_random_programs(
     seed: int, transposes: bool, families: bool
@@ -151,7 +150,7 @@ def tables() -> dict[str, tuple[tuple[AxisMap, ...], tuple[int, ...], tuple[int,
     }
 
 
-FAST = ("strided windows", "one entry", "a diagonal")
+FAST = ("strided windows", "one entry")
 
 
 @pytest.mark.parametrize("reading", FAST)

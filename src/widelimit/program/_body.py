@@ -116,8 +116,10 @@ class Body(Operands):
                     name=name, op=op, args=tuple(a.ref for a in tensors), shape=shape
                 )
             case "ratio":
-                over, under = (parse_dim(part.text) for part in inside.split())
-                return Map(name=name, op=Ratio(over, under), args=(), shape=shape)
+                dims = [parse_dim(part.text) for part in inside.split()]
+                if len(dims) != 2:
+                    raise ParseError("expected two widths in `ratio(..)`")
+                return Map(name=name, op=Ratio(*dims), args=(), shape=shape)
             case "primitive":
                 op, args = self.primitive(inside)
                 return Map(name=name, op=op, args=args, shape=shape)

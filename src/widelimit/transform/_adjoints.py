@@ -16,7 +16,6 @@ from ..program import (
     Map,
     Moment,
     Nonlin,
-    Output,
     Ratio,
     Ref,
     Tensor,
@@ -293,12 +292,7 @@ def wide(program: TensorProgram, ref: Ref) -> Vector:
     return t
 
 
-def is_output(program: TensorProgram, ref: Ref) -> bool:
-    """Whether a line is finite and Gaussian."""
-    return isinstance(program.types[ref], Output)
-
-
-def ones(shape: Sequence[int]) -> np.ndarray:
+def identity(shape: Sequence[int]) -> np.ndarray:
     """The identity from an index shape to itself, of shape `shape + shape`."""
     size = math.prod(shape)
     return np.eye(size).reshape(tuple(shape) * 2)

@@ -26,7 +26,7 @@ from ..program import (
     operands,
     verify,
 )
-from ._adjoints import Adjoints, ones, wide
+from ._adjoints import Adjoints, identity, wide
 from ._transpose_lines import lincomb, matmul, moment, nonlin
 from ._transpose_outputs import output, readouts
 from ._transpose_tensors import tensor_map
@@ -179,7 +179,7 @@ def _backward(
             cotangent = adj.emit(line)
             adj.start(ref, cotangent)
         case Tensor():
-            adj.add_tensor(ref, writer.constant(ones(shape), ""))
+            adj.add_tensor(ref, writer.constant(identity(shape), ""))
         case Output():
             output(adj, ref)
     uses: dict[Ref, list[MatrixUse]] = {}
