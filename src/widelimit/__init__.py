@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from ._api import Limit as Limit
     from ._api import LimitOfProgram as LimitOfProgram
     from ._api import Program as Program
+    from ._api import ProgramGradients as ProgramGradients
+    from ._api import backprop as backprop
     from ._api import limit as limit
     from ._api import parse as parse
     from ._errors import InputError as InputError
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 # Loaded when first used: `widelimit --help` should not wait for JAX.
 _HOME = {
-    "_api": "Limit LimitOfProgram Program limit parse",
+    "_api": "Limit LimitOfProgram Program ProgramGradients backprop limit parse",
     "_errors": "InputError InvalidProgramError NoLimitError ParseError "
     "ShapeMismatchError UnsupportedError WidelimitError",
     "finite": "Check FiniteNetwork Training",

@@ -23,7 +23,8 @@ from .program import Handle, ProgramBuilder, TensorProgram
 from .program import parse as parse_program
 from .report import Explanation, Formula, explain, formula
 from .trace import Constant, Network, Normal, Traced, compile_network, path_name
-from .transform import normal_form
+from .transform import Gradients, normal_form
+from .transform import backprop as backprop_of_program
 
 
 class Program(ProgramBuilder):
@@ -87,6 +88,108 @@ class LimitOfProgram:
                 "now): call it again."
             )
         return ref
+
+
+class ProgramGradients:
+    """A program with the backward passes of some of its outputs.
+
+    Attributes:
+        program: the lines of the program that was differentiated, at their places, and
+            those of the backward passes; print it, simulate it.
+        passes: one for each output, with the normalisation, the line of every adjoint
+            and the uses of every matrix; lines are given by their positions.
+    """
+
+    def __init__(
+        self, program: Program, passes: tuple[Gradients, ...], source: ProgramBuilder
+    ) -> None:
+        self.program, self.passes, self._source = program, passes, source
+
+    def gradient(
+        self, line: Handle | str, output: Handle | str | None = None
+    ) -> Handle | None:
+        """The adjoint of a line, normalised as `transform.Gradients` says.
+
+        Args:
+            line: a vector, a scalar or a finite Gaussian input, by handle or name.
+            output: which output, when several were differentiated.
+
+        Returns:
+            Its adjoint, of index shape O + I; None when it is zero.
+
+        Raises:
+            InputError: no such line, or no such output.
+        """
+        g = self._pass(output)
+        ref = g.adjoints.get(self._ref(line))
+        return None if ref is None else list(self.program)[ref]
+
+    def _pass(self, output: Handle | str | None) -> Gradients:
+        if output is None and len(self.passes) == 1:
+            return self.passes[0]
+        ref = None if output is None else self._ref(output)
+        for g in self.passes:
+            if g.output == ref:
+                return g
+        lines = self.program.tensor_program.lines
+        names = ", ".join(f"`{lines[g.output].name}`" for g in self.passes)
+        raise InputError(f"Name one of the outputs {names} that were differentiated.")
+
+    def _ref(self, line: Handle | str) -> int:
+        if not isinstance(line, str) and line.program is self._source:
+            return line.ref
+        return _ref_in(self.program, line)
+
+
+def _ref_in(program: ProgramBuilder, line: Handle | str | int) -> int:
+    if isinstance(line, int):
+        return line
+    handle = program[line] if isinstance(line, str) else line
+    if handle.program is not program:
+        raise InputError(
+            f"The line `{handle.name}` belongs to another program: give one of this, "
+            "by handle or by name."
+        )
+    return handle.ref
+
+
+def backprop(
+    program: ProgramBuilder | TensorProgram,
+    outputs: Sequence[Handle | str | int] | Handle | str | None = None,
+) -> ProgramGradients:
+    """Differentiate a tensor program in reverse, by transposing its lines.
+
+    The result is again a program, whose new lines are the gradients at every finite
+    width; see `widelimit.transform.backprop` and `Gradients` there.
+
+    Args:
+        program: written by hand, or `net.program(x)`.
+        outputs: readouts, scalars or vectors of it, as handles, names or positions;
+            those that the program returns when missing.
+
+    Raises:
+        InvalidProgramError: there is no output, or one depends on no wide vector.
+        InputError: a name is not known.
+        UnsupportedError: a scalar of the program stands outside the readout, or a
+            function has no derivative among the known operations.
+
+    Example:
+        ```python
+        p = wl.Program()
+        x, A = p.vector("x", "n"), p.matrix("A", ("n", "n"))
+        t = p.moment(lambda u: jnp.tanh(u) ** 2, A @ x, name="t")
+        back = wl.backprop(p, t)
+        back.gradient("x")  # n dt/dx
+        ```
+    """
+    if isinstance(program, TensorProgram):
+        program = Program.from_program(program)
+    if isinstance(outputs, Handle | str):
+        outputs = (outputs,)
+    refs = None if outputs is None else [_ref_in(program, o) for o in outputs]
+    done = backprop_of_program(program.tensor_program, refs)
+    extended = Program.from_program(done.program)
+    return ProgramGradients(extended, done.gradients, program)
 
 
 def parse(text: str) -> Program:

@@ -212,3 +212,10 @@ def bind(equation: Equation, args: Sequence[Any], **changed: Any) -> Any:
         *args, **{**equation.params, **equation.raw, **changed}
     )
     return tuple(out) if equation.primitive.multiple_results else (out,)
+
+
+def fold(equation: Equation, args: Sequence[Any]) -> tuple[np.ndarray, ...]:
+    """Run a primitive on numbers now, in double precision, even under a trace."""
+    with jax.ensure_compile_time_eval(), enable_x64():
+        arrays = [jax.numpy.asarray(a) for a in args]
+        return tuple(np.asarray(x) for x in bind(equation, arrays))

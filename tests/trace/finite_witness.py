@@ -13,7 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from coverage_networks import primitives
 
+import widelimit as wl
 from widelimit.program import TensorProgram
 from widelimit.program._run import Run
 from widelimit.trace import (
@@ -86,6 +88,12 @@ def both(f: Any, params: Any, x: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(draws[c.network.program.lines[out].name]), np.asarray(actual)
 
 
+def draws_bits(f: Any, params: Any, x: Any) -> bool:
+    """Whether the network draws random bits, which cannot be set."""
+    g, theta = wl.limit(f, params).at(key=jax.random.key(0), **small_widths(params))
+    return "random_bits" in primitives(jax.make_jaxpr(g)(theta, jnp.asarray(x)))
+
+
 def inputs(params: Any, x: Any) -> dict[str, jax.Array]:
     """What the input lines of the program of a network read."""
     found = {"x": jnp.asarray(x)}
@@ -127,6 +135,9 @@ def _parameter(c: Compiled, draws: Mapping[str, Any], name: str, p: Any) -> Any:
     wide = [a for a, s in enumerate(p.shape) if not isinstance(s, int)]
     if len(wide) == 2:
         value = _matrix(c, draws, name, p, (wide[0], wide[1]))
+    elif wide and name not in draws and f"{name}_0" not in draws:
+        # The network does not use it.
+        return jnp.zeros(trial_shape(p.shape, c.widths))
     elif wide:
         parts = blocks(c.layouts[name, wide[0]])
         names = [name if len(parts) == 1 else f"{name}_{i}" for i in range(len(parts))]

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from coverage_networks import TABLE, primitives
+from coverage_networks import TABLE
 from coverage_table import IMAGE, SEQUENCE, Params, apply, n
-from finite_witness import both, compiled, draw, inputs, small_widths
+from finite_witness import both, compiled, draw, draws_bits, inputs
 from jax import Array, lax
 from reference_data import array
 from reference_networks import NETWORKS
@@ -50,11 +50,6 @@ def agree(f: Function, params: Params, x: Any) -> None:
     scale = float(np.abs(network).max())
     assert scale > 1e-3
     np.testing.assert_allclose(program, network, rtol=0.0, atol=1e-12 * max(1.0, scale))
-
-
-def draws_bits(f: Function, params: Params, x: Any) -> bool:
-    g, theta = wl.limit(f, params).at(key=jax.random.key(0), **small_widths(params))
-    return "random_bits" in primitives(jax.make_jaxpr(g)(theta, jnp.asarray(x)))
 
 
 # --------------------------------------------------------- program against network

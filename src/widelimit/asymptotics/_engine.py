@@ -38,6 +38,7 @@ from ..program import (
     Nonlin,
     Output,
     Primitive,
+    Ratio,
     Readout,
     TensorArg,
     TensorProgram,
@@ -251,6 +252,8 @@ class Engine:
                 return self._cast(value.value)
             case Elementwise(fn, letters):
                 return self._elementwise(side, line, fn, letters)
+            case Ratio():
+                raise TypeError("`at_ratios` makes ratios numbers before the limit")
             case Primitive():
                 args = [self.tensor_or_zeros(side, a) for a in line.args]
                 params = {

@@ -19,6 +19,7 @@ from ..program import (
     Vector,
 )
 from ..scalar import Expr
+from ..transform import at_ratios
 from ._engine import Engine, Side
 
 # Independent scrambles, where a number needs random points.
@@ -182,7 +183,7 @@ def limit(
             )
         if not ratio > 0 or not np.isfinite(ratio):
             raise InputError(f"The ratio of {name!r} should be positive, got {ratio}.")
-    return ProgramLimit(program, ratios, inputs)
+    return ProgramLimit(at_ratios(program, ratios), ratios, inputs)
 
 
 def _dims(program: TensorProgram) -> list[Any]:

@@ -21,6 +21,7 @@ from ._lines import Moment as Moment
 from ._lines import Nonlin as Nonlin
 from ._lines import Output as Output
 from ._lines import Primitive as Primitive
+from ._lines import Ratio as Ratio
 from ._lines import Readout as Readout
 from ._lines import Ref as Ref
 from ._lines import Tensor as Tensor
@@ -38,6 +39,7 @@ from ._program import TensorProgram as TensorProgram
 from ._program import operands as operands
 from ._program import type_of as type_of
 from ._rewrite import renumber as renumber
+from ._run import spread as spread
 from ._scalars import ScalarHandle as ScalarHandle
 from ._simulate import Simulation as Simulation
 from ._simulate import simulate as simulate
@@ -49,3 +51,4 @@ from ._text import type_text as type_text
 from ._vectors import VectorHandle as VectorHandle
 from ._verify import check_covariance as check_covariance
 from ._verify import verify as verify
+from ._writer import Writer as Writer

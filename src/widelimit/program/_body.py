@@ -19,6 +19,7 @@ from ._lines import (
     Nonlin,
     Output,
     Primitive,
+    Ratio,
     Readout,
     Ref,
     Tensor,
@@ -32,6 +33,8 @@ from ._lines import (
 from ._literal import parse_array, parse_dim, parse_param
 from ._operands import Operands, Scope, bounds
 from ._tokens import Tokens
+
+_TENSORS = "E[..], input(..), constant(..), map(..), ratio(..)"
 
 
 class Body(Operands):
@@ -92,7 +95,7 @@ class Body(Operands):
         if t.take("E"):
             fn, xs, tensors = self.function(t.group("[", "]"))
             return Moment(name=name, fn=fn, xs=xs, tensors=tensors)
-        word = t.name("E[..], input(..), constant(..), map(..) or primitive(..)")
+        word = t.name(f"{_TENSORS} or primitive(..)")
         inside = t.group("(", ")")
         match word:
             case "input":
@@ -112,13 +115,15 @@ class Body(Operands):
                 return Map(
                     name=name, op=op, args=tuple(a.ref for a in tensors), shape=shape
                 )
+            case "ratio":
+                dims = [parse_dim(part.text) for part in inside.split()]
+                if len(dims) != 2:
+                    raise ParseError("expected two widths in `ratio(..)`")
+                return Map(name=name, op=Ratio(*dims), args=(), shape=shape)
             case "primitive":
                 op, args = self.primitive(inside)
                 return Map(name=name, op=op, args=args, shape=shape)
-        raise ParseError(
-            f"expected E[..], input(..), constant(..), map(..) or primitive(..), "
-            f"found `{word}`"
-        )
+        raise ParseError(f"expected {_TENSORS} or primitive(..), found `{word}`")
 
     def primitive(self, t: Tokens) -> tuple[Primitive, tuple[Ref, ...]]:
         first, *rest = t.until(";").split() or [Tokens("", [])]

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from ..scalar import Arg, Call, Expr, substitute
 
-Leaf = TypeVar("Leaf")
+V = TypeVar("V")
+T = TypeVar("T")
 
 
 def appearance(fn: Expr) -> list[int]:
@@ -41,8 +42,8 @@ def is_canonical(fn: Expr, vectors: int, leaves: Sequence[object]) -> bool:
 
 
 def canonical(
-    fn: Expr, vectors: Sequence[Leaf], tensors: Sequence[Leaf]
-) -> tuple[Expr, list[Leaf], list[Leaf]]:
+    fn: Expr, vectors: Sequence[V], tensors: Sequence[T]
+) -> tuple[Expr, list[V], list[T]]:
     """The same function with canonical arguments.
 
     Where the function uses no vector at all the first one stays, because it gives the
@@ -51,12 +52,12 @@ def canonical(
     Returns:
         The function, its vectors and its tensors.
     """
-    leaves = [*vectors, *tensors]
-    order = appearance(fn)
-    xs = list(dict.fromkeys(leaves[i] for i in order if i < len(vectors)))
-    ts = list(dict.fromkeys(leaves[i] for i in order if i >= len(vectors)))
+    order, count = appearance(fn), len(vectors)
+    xs = list(dict.fromkeys(vectors[i] for i in order if i < count))
+    ts = list(dict.fromkeys(tensors[i - count] for i in order if i >= count))
     if not xs:
         xs = list(vectors[:1])
-    kept = [*xs, *ts]
+    leaves: list[V | T] = [*vectors, *tensors]
+    kept: list[V | T] = [*xs, *ts]
     args = [Arg(kept.index(v)) if v in kept else Arg(-1) for v in leaves]
     return substitute(fn, args), xs, ts

@@ -380,6 +380,14 @@ class Elementwise:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Ratio:
+    """The ratio of two wide dimensions, a scalar; see `at_ratios` for its limit."""
+
+    over: Dim
+    under: Dim
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Primitive:
     """One JAX primitive at these parameters."""
 
@@ -392,7 +400,7 @@ class Primitive:
 class Map(_Line):
     """Tensors to a tensor."""
 
-    op: Input | Constant | Elementwise | Primitive
+    op: Input | Constant | Elementwise | Ratio | Primitive
     args: tuple[Ref, ...]
     shape: tuple[int, ...]
 

@@ -19,6 +19,7 @@ from ._lines import (
     Moment,
     Nonlin,
     Output,
+    Ratio,
     Readout,
     Ref,
     Tensor,
@@ -191,6 +192,8 @@ def _map_type(line: Map, types: Types) -> Type:
         t = types[ref]
         check(isinstance(t, Tensor), line, f"a map takes tensors, got {_kind(t)}")
     match line.op:
+        case Ratio():
+            check(line.shape == () and not line.args, line, "a ratio is a scalar")
         case Constant(value):
             ok = value.value.shape == line.shape
             check(

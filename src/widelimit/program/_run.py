@@ -25,6 +25,7 @@ from ._lines import (
     Moment,
     Nonlin,
     Primitive,
+    Ratio,
     Readout,
     Ref,
     TensorArg,
@@ -215,6 +216,9 @@ class Run:
                 ]
                 value = scalar.evaluate(fn, args)
                 return jnp.broadcast_to(jnp.asarray(value, self.dtype), line.shape)
+            case Ratio(over, under):
+                ratio = over.size(self.sizes) / under.size(self.sizes)
+                return jnp.asarray(ratio, self.dtype)
             case Primitive():
                 return self.primitive(line, line.op)
             case _:

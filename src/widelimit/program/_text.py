@@ -40,6 +40,7 @@ from ._lines import (
     Nonlin,
     Output,
     Primitive,
+    Ratio,
     Readout,
     Ref,
     Tensor,
@@ -182,6 +183,8 @@ class _Writer:
             case Elementwise(fn, letters):
                 args = tuple(map(TensorArg, line.args, letters))
                 return f"map({self.function(fn, (), args)})"
+            case Ratio(over, under):
+                return f"ratio({over}, {under})"
             case Primitive(name, params):
                 args = "".join(f", {self.name(r)}" for r in line.args)
                 pairs = ", ".join(f"{k}={param_text(v)}" for k, v in params)

@@ -11,10 +11,10 @@ import numpy as np
 from jax import lax
 
 from .. import scalar
-from .._jax import Equation, enable_x64
+from .._jax import Equation, enable_x64, fold
 from ..program import TensorArg
 from ..scalar import Arg, Call, Const, Expr
-from ._fixed import fold, refuse_labels
+from ._fixed import refuse_labels
 from ._tracer import Tracer, rule
 from ._uniform import uniform_of, without_uniform
 from ._values import (

@@ -1,110 +1,36 @@
-"""Writes lines: names them, merges equal ones, and keeps the first source line."""
+"""Writes the values of a trace as lines."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .. import scalar
-from .._errors import UnsupportedError
-from .._jax import Equation, Literal, pick, trace
 from ..program import (
-    Array,
-    Constant,
     Elementwise,
     LinComb,
-    Line,
     Map,
-    Moment,
     Nonlin,
-    Primitive,
     Ref,
-    Tensor,
     TensorArg,
     Term,
-    Type,
     VecIn,
     Vector,
+    Writer,
     identity_maps,
-    type_of,
 )
 from ..scalar import Arg, Const, Expr
-from ._fixed import dtype_of, fold
 from ._values import Data, Known, Leaf, Linear, Pending, uniform
 
-# Unrolled loops and deep networks may write this many lines.
-LINE_BUDGET = 20_000
 
-_PREFIX: dict[type, str] = {Map: "t", Moment: "t", Nonlin: "h"}
-
-
-class Emitter:
-    """A program under construction."""
+class Emitter(Writer):
+    """A program under construction, and what values of a trace are in it."""
 
     def __init__(self) -> None:
-        self.lines: list[Line] = []
-        self.types: list[Type] = []
-        self._equal: dict[Any, Ref] = {}
-        self._names: dict[str, int] = {}
-        self._counts: dict[str, int] = {}
+        super().__init__()
         self._combinations: dict[Any, list[tuple[Ref, np.ndarray]]] = {}
-        self.input_dtypes: dict[str, Any] = {}
-
-    def emit(self, line: Line) -> Ref:
-        """Add a line, or find the equal one; the name is made unique.
-
-        Raises:
-            UnsupportedError: the program has too many lines.
-        """
-        key = line if line.name else dataclasses.replace(line, source="")
-        if key in self._equal:
-            return self._equal[key]
-        if len(self.lines) >= LINE_BUDGET:
-            raise UnsupportedError(
-                f"The program has more than {LINE_BUDGET} lines (loops are unrolled): "
-                "use fewer steps or layers. The last one is from "
-                f"{line.source or 'the function'}."
-            )
-        kind = type_of(line, self.types)
-        name = self._unique(line.name) if line.name else self._generated(line, kind)
-        self.lines.append(dataclasses.replace(line, name=name))
-        self.types.append(kind)
-        self._equal[key] = len(self.lines) - 1
-        return len(self.lines) - 1
-
-    def _generated(self, line: Line, kind: Type) -> str:
-        prefix = _PREFIX.get(type(line), "f")
-        if isinstance(kind, Vector):
-            prefix = kind.kind.lower()
-        while True:
-            self._counts[prefix] = self._counts.get(prefix, 0) + 1
-            name = f"{prefix}{self._counts[prefix]}"
-            if name not in self._names:
-                self._names[name] = 1
-                return name
-
-    def _unique(self, name: str) -> str:
-        self._names[name] = self._names.get(name, 0) + 1
-        count = self._names[name]
-        return name if count == 1 else self._unique(f"{name}_{count}")
-
-    # Leaves ---------------------------------------------------------------------------
-
-    def constant(self, value: np.ndarray, source: str) -> Ref:
-        """A Tensor line that holds an array."""
-        array = np.array(value)
-        return self.emit(
-            Map(
-                name="",
-                op=Constant(Array(array)),
-                args=(),
-                shape=array.shape,
-                source=source,
-            )
-        )
 
     def coefficient(self, leaf: Leaf, ndim: int, source: str) -> float | TensorArg:
         """A fixed leaf as a coefficient at the letters of a result, `ndim` of them."""
@@ -229,69 +155,6 @@ class Emitter:
             return leaf.ref
         return self.call(lambda a: jnp.broadcast_to(a, shape), [leaf.ref], source)
 
-    def call(self, f: Callable[..., Any], args: Sequence[Ref], source: str) -> Ref:
-        """Write a JAX function of tensors as Map lines, one a primitive."""
-        specs = []
-        for a in args:
-            kind = self.types[a]
-            assert isinstance(kind, Tensor)
-            specs.append(jax.ShapeDtypeStruct(kind.shape, dtype_of(self, a)))
-        graph, _ = trace(f, *specs)
-        env: dict[Any, Ref] = dict(zip(graph.inputs, args, strict=True))
-        for var, value in graph.constants:
-            env[var] = self.constant(np.asarray(value), source)
-        self._graph(graph.equations, env, source)
-        (out,) = graph.outputs
-        return env[out]
-
-    def _graph(
-        self, equations: Sequence[Equation], env: dict[Any, Ref], source: str
-    ) -> None:
-        for e in equations:
-            if e.name in scalar.CALLS:
-                inner = e.params[scalar.CALLS[e.name]]
-                local = dict(
-                    zip(
-                        inner.inputs,
-                        [self._atom(a, env, source) for a in e.inputs],
-                        strict=True,
-                    )
-                )
-                for var, value in inner.constants:
-                    local[var] = self.constant(np.asarray(value), source)
-                self._graph(inner.equations, local, source)
-                outs = [self._atom(a, local, source) for a in inner.outputs]
-                env.update(zip(e.outputs, outs, strict=True))
-                continue
-            refs = tuple(self._atom(a, env, source) for a in e.inputs)
-            for i, out in enumerate(e.outputs):
-                one = e if len(e.outputs) == 1 else pick(e, i)
-                env[out] = self.primitive(one, refs, out.shape, source, i)
-
-    def _atom(self, atom: Any, env: dict[Any, Ref], source: str) -> Ref:
-        if isinstance(atom, Literal):
-            return self.constant(np.asarray(atom.value, atom.dtype), source)
-        return env[atom]
-
-    def primitive(
-        self,
-        equation: Equation,
-        refs: tuple[Ref, ...],
-        shape: tuple[int, ...],
-        source: str,
-        result: int = 0,
-    ) -> Ref:
-        """Write one JAX primitive on tensors; one of constants is run now."""
-        ops = [line.op for r in refs if isinstance(line := self.lines[r], Map)]
-        arrays = [op.value.value for op in ops if isinstance(op, Constant)]
-        if len(arrays) == len(refs):
-            return self.constant(fold(equation, arrays)[0].reshape(shape), source)
-        params = tuple(
-            sorted((k, v) for k, v in equation.params.items() if _printable(v))
-        ) + ((("result", result),) if result else ())
-        op = Primitive(equation.name, params, equation)
-        return self.emit(Map(name="", op=op, args=refs, shape=shape, source=source))
-
     def elementwise(
         self, fn: Expr, leaves: Sequence[Leaf], shape: tuple[int, ...], source: str
     ) -> Leaf:
@@ -335,7 +198,3 @@ def _squeeze_broadcast(value: np.ndarray) -> np.ndarray:
             if (value == head).all():
                 value = head
     return value
-
-
-def _printable(value: Any) -> bool:
-    return isinstance(value, int | float | str | tuple) or value is None

@@ -5,42 +5,16 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 from .._errors import InputError
-from .._jax import Equation, bind, enable_x64, pick
-from ..program import Constant, Elementwise, Input, Map, Moment, Primitive, Ref
+from .._jax import Equation, fold, pick
+from ..program import Input, Map, Primitive
 from ._sizes import Size
 from ._values import Data, Known, Value
 
 if TYPE_CHECKING:
-    from ._emit import Emitter
     from ._tracer import Tracer
-
-
-def dtype_of(emitter: "Emitter", ref: Ref) -> Any:
-    """The dtype of a Tensor line."""
-    line = emitter.lines[ref]
-    if isinstance(line, Moment):
-        return np.dtype("float64")
-    assert isinstance(line, Map)
-    match line.op:
-        case Constant(value):
-            return value.value.dtype
-        case Input(key):
-            return emitter.input_dtypes.get(key, np.dtype("float64"))
-        case Elementwise():
-            return np.dtype("float64")
-        case Primitive():
-            return np.dtype(line.op.equation.outputs[0].dtype)
-
-
-def fold(equation: Equation, args: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """Run a primitive now, in double precision."""
-    with jax.ensure_compile_time_eval(), enable_x64():
-        arrays = [jax.numpy.asarray(a) for a in args]
-        return tuple(np.asarray(x) for x in bind(equation, arrays))
 
 
 def narrowed(

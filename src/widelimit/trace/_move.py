@@ -14,9 +14,9 @@ import numpy as np
 from jax import lax
 
 from .._errors import UnsupportedError
-from .._jax import Equation, Var
+from .._jax import Equation, Var, fold
 from ..program import AxisMap, TensorArg, Term
-from ._fixed import fold, narrowed
+from ._fixed import narrowed
 from ._layout import Axis, Major, Minor, Row, blocks, resolve, size_of
 from ._sizes import Extent, Shape, Size, finite, finite_shape, shape_text
 from ._tracer import Check, Tracer, rule

@@ -3,6 +3,11 @@
 Every pass keeps the values of the lines that are kept, at every finite width.
 """
 
+from ._at_ratios import at_ratios as at_ratios
+from ._backprop import Backprop as Backprop
+from ._backprop import Gradients as Gradients
+from ._backprop import MatrixUse as MatrixUse
+from ._backprop import backprop as backprop
 from ._drop_dead import drop_dead as drop_dead
 from ._merge_equal import merge_equal as merge_equal
 from ._pipeline import STAGES as STAGES
