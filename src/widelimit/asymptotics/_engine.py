@@ -39,12 +39,14 @@ from ..program import (
     Output,
     Primitive,
     Readout,
+    Regression,
     TensorArg,
     TensorProgram,
     Term,
     VecIn,
     Vector,
     compose,
+    regress,
 )
 from ..scalar import Const, Expr
 from ._expectation import expectation
@@ -251,6 +253,11 @@ class Engine:
                 return self._cast(value.value)
             case Elementwise(fn, letters):
                 return self._elementwise(side, line, fn, letters)
+            case Regression(part, blocks):
+                if all(self.tensor(side, r) is None for r in line.args[-blocks:]):
+                    return None
+                args = [self.tensor_or_zeros(side, r) for r in line.args]
+                return regress(part, blocks, args)
             case Primitive():
                 args = [self.tensor_or_zeros(side, a) for a in line.args]
                 params = {

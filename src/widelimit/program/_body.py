@@ -21,6 +21,7 @@ from ._lines import (
     Primitive,
     Readout,
     Ref,
+    Regression,
     Tensor,
     TensorArg,
     Term,
@@ -32,6 +33,9 @@ from ._lines import (
 from ._literal import parse_array, parse_dim, parse_param
 from ._operands import Operands, Scope, bounds
 from ._tokens import Tokens
+
+
+_MAPS = "input(..), constant(..), map(..), primitive(..) or regression(..)"
 
 
 class Body(Operands):
@@ -92,7 +96,7 @@ class Body(Operands):
         if t.take("E"):
             fn, xs, tensors = self.function(t.group("[", "]"))
             return Moment(name=name, fn=fn, xs=xs, tensors=tensors)
-        word = t.name("E[..], input(..), constant(..), map(..) or primitive(..)")
+        word = t.name(f"E[..], {_MAPS}")
         inside = t.group("(", ")")
         match word:
             case "input":
@@ -115,9 +119,11 @@ class Body(Operands):
             case "primitive":
                 op, args = self.primitive(inside)
                 return Map(name=name, op=op, args=args, shape=shape)
+            case "regression":
+                op, args = self.regression(inside)
+                return Map(name=name, op=op, args=args, shape=shape)
         raise ParseError(
-            f"expected E[..], input(..), constant(..), map(..) or primitive(..), "
-            f"found `{word}`"
+            f"expected E[..], {_MAPS}, found `{word}`"
         )
 
     def primitive(self, t: Tokens) -> tuple[Primitive, tuple[Ref, ...]]:
@@ -131,6 +137,15 @@ class Body(Operands):
                 part.expect("=")
                 params.append((key, parse_param(part.until().text)))
         return Primitive(name, tuple(params)), args
+
+    def regression(self, t: Tokens) -> tuple[Regression, tuple[Ref, ...]]:
+        part = t.size()
+        groups = []
+        for _ in range(2):
+            t.expect(";")
+            groups.append([self.scope.only_ref(p) for p in t.until(";").split()])
+        t.end()
+        return Regression(part, len(groups[1])), (*groups[0], *groups[1])
 
     def vecin(self) -> VecIn:
         given = self.keywords(("mean", "std", "cov", "per_example"))

@@ -27,6 +27,7 @@ from ._lines import (
     Primitive,
     Readout,
     Ref,
+    Regression,
     TensorArg,
     Term,
     Transpose,
@@ -35,6 +36,7 @@ from ._lines import (
     Vector,
 )
 from ._program import TensorProgram
+from ._regression import regress
 from ._source import at
 
 
@@ -217,6 +219,8 @@ class Run:
                 return jnp.broadcast_to(jnp.asarray(value, self.dtype), line.shape)
             case Primitive():
                 return self.primitive(line, line.op)
+            case Regression(part, blocks):
+                return regress(part, blocks, [self.env[r] for r in line.args])
             case _:
                 assert_never(line.op)
 
