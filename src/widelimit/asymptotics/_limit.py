@@ -52,7 +52,9 @@ class ProgramLimit:
     def mean(self, line: int) -> Estimate:
         """E Z of a line, of its index shape."""
         self._vector(line)
-        return self._estimate(lambda e: e.mean_array(self._place[line]), self._shape(line))
+        return self._estimate(
+            lambda e: e.mean_array(self._place[line]), self._shape(line)
+        )
 
     def cov(self, x: int, y: int) -> Estimate:
         """The covariance of two lines, of shape I + I'."""
@@ -87,7 +89,9 @@ class ProgramLimit:
         places = [scalar.Arg(order[r]) for r in lines]
         shape = self._shape(xs[0])
         place = self._place
-        args = tuple(TensorArg(place[r], tuple(range(len(self._shape(r))))) for r in scalars)
+        args = tuple(
+            TensorArg(place[r], tuple(range(len(self._shape(r))))) for r in scalars
+        )
         moment = Moment(
             name="expectation_",
             fn=scalar.substitute(fn, places),
@@ -105,7 +109,9 @@ class ProgramLimit:
                 f"Line `{self._program.lines[line].name}` is not a scalar: ask for its "
                 "mean, covariance or an expectation."
             )
-        return self._estimate(lambda e: e.tensor(0, self._place[line]), self._shape(line))
+        return self._estimate(
+            lambda e: e.tensor(0, self._place[line]), self._shape(line)
+        )
 
     def _vector(self, line: int) -> None:
         t = self._program.types[line]

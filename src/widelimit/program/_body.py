@@ -34,7 +34,6 @@ from ._literal import parse_array, parse_dim, parse_param
 from ._operands import Operands, Scope, bounds
 from ._tokens import Tokens
 
-
 _MAPS = "input(..), constant(..), map(..), primitive(..) or regression(..)"
 
 
@@ -122,9 +121,7 @@ class Body(Operands):
             case "regression":
                 op, args = self.regression(inside)
                 return Map(name=name, op=op, args=args, shape=shape)
-        raise ParseError(
-            f"expected E[..], {_MAPS}, found `{word}`"
-        )
+        raise ParseError(f"expected E[..], {_MAPS}, found `{word}`")
 
     def primitive(self, t: Tokens) -> tuple[Primitive, tuple[Ref, ...]]:
         first, *rest = t.until(";").split() or [Tokens("", [])]

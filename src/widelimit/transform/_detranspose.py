@@ -82,7 +82,7 @@ class _Detransposition:
         self._products: dict[tuple[Ref, bool], list[Ref]] = {}
 
     def run(self) -> Rewritten:
-        for ref, line in enumerate(self._old.lines):
+        for ref in range(len(self._old)):
             self._place[ref] = self._line(ref)
         place, old = self._place, self._old
         whole = TensorProgram(
@@ -237,9 +237,7 @@ class _Detransposition:
             name = f"E_d{self._emit.name(z)}_d{self._emit.name(root)}"
             ref = self._emit.add(line, name)
             at = tuple(range(len(sizes), len(sizes) + len(axes)))
-            here = tuple(
-                AxisMap.identity(i, s) for i, s in zip(at, axes, strict=True)
-            )
+            here = tuple(AxisMap.identity(i, s) for i, s in zip(at, axes, strict=True))
             value = Term(
                 None, 1.0, (TensorArg(ref, at + letters),), (), product.sums + axes
             )
@@ -278,7 +276,9 @@ class _Detransposition:
                 checks.append((tied[j], mine))
             else:
                 tied[j] = mine
-        left = [j for j in range(positions, positions + len(other.sums)) if j not in tied]
+        left = [
+            j for j in range(positions, positions + len(other.sums)) if j not in tied
+        ]
         for n, j in enumerate(left):
             tied[j] = AxisMap.identity(len(first) + n, other.sums[j - positions])
         inner = (*branch.root, *(tied[positions + n] for n in range(len(other.sums))))

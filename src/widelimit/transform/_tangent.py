@@ -26,7 +26,6 @@ from ..program import (
     Elementwise,
     LinComb,
     Map,
-    MatMul,
     Moment,
     Nonlin,
     Ref,
@@ -99,7 +98,9 @@ class Tangents:
             if isinstance(inner, NoFunction):
                 return inner
             found += [self.through(line.shape, term, b) for b in inner]
-        return _merged(found)
+        return self._compact(
+            found, line.shape, f"d{line.name}_d{self._emit.name(root)}"
+        )
 
     def through(self, shape: tuple[int, ...], term: Term, branch: Branch) -> Branch:
         """The derivative of one term of a combination of index shape `shape`.
@@ -116,11 +117,15 @@ class Tangents:
         inner = (*term.maps, *_letters(count, sums))
         sizes = axes + sums
         moved = [_letter(m, s) for m, s in zip(inner, sizes, strict=True)]
-        if any(i >= 0 and moved[i] is None for a in branch.term.tensors for i in a.letters):
+        if any(
+            i >= 0 and moved[i] is None for a in branch.term.tensors for i in a.letters
+        ):
             branch = self._as_line(term.x, branch)
         value = branch.term
         tensors = tuple(
-            TensorArg(a.ref, tuple(-1 if i < 0 else _known(moved[i]) for i in a.letters))
+            TensorArg(
+                a.ref, tuple(-1 if i < 0 else _known(moved[i]) for i in a.letters)
+            )
             for a in value.tensors
         )
         read = {i for m in (*branch.root, *value.maps) for i in m.letters}
@@ -154,6 +159,77 @@ class Tangents:
         ref = self._emit.add(line, f"d{self._emit.name(x)}")
         return Branch(branch.root, Term(ref, 1.0, (), _letters(0, whole), term.sums))
 
+    def _compact(
+        self, branches: Sequence[Branch], shape: tuple[int, ...], name: str
+    ) -> tuple[Branch, ...]:
+        """Branches of one root position as one tensor and one vector at most.
+
+        Otherwise their number would double with every line of a long recursion.
+        """
+        groups: dict[tuple, list[Term]] = {}
+        for b in _merged(branches):
+            key = (b.root, b.term.sums, b.term.x is None)
+            groups.setdefault(key, []).append(b.term)
+        found = []
+        for (root, sums, flat), terms in groups.items():
+            term = terms[0]
+            if len(terms) > 1:
+                make = self._tensor if flat else self._vector
+                term = make(terms, shape + sums, sums, name)
+            found.append(Branch(root, term))
+        return tuple(found)
+
+    def _tensor(
+        self,
+        terms: Sequence[Term],
+        whole: tuple[int, ...],
+        sums: tuple[int, ...],
+        name: str,
+    ) -> Term:
+        """The sum of terms without vectors."""
+        args = list(dict.fromkeys(a for t in terms for a in t.tensors))
+        total: Expr = Const(0.0)
+        for t in terms:
+            part: Expr = Const(t.scale)
+            for a in t.tensors:
+                part = _times(part, Arg(args.index(a)))
+            total = call("add", total, part)
+        return self._map(total, args, whole, sums, name)
+
+    def _map(
+        self,
+        fn: Expr,
+        args: Sequence[TensorArg],
+        whole: tuple[int, ...],
+        sums: tuple[int, ...],
+        name: str,
+    ) -> Term:
+        """A function of tensors as a term, a tensor over the letters that it reads."""
+        letters = sorted({i for a in args for i in a.letters if i >= 0})
+        read = [
+            tuple(letters.index(i) if i >= 0 else -1 for i in a.letters) for a in args
+        ]
+        line = Map(
+            name="",
+            op=Elementwise(fn, tuple(read)),
+            args=tuple(a.ref for a in args),
+            shape=tuple(whole[i] for i in letters),
+        )
+        ref = self._emit.add(line, name)
+        return Term(None, 1.0, (TensorArg(ref, tuple(letters)),), (), sums)
+
+    def _vector(
+        self,
+        terms: Sequence[Term],
+        whole: tuple[int, ...],
+        sums: tuple[int, ...],
+        name: str,
+    ) -> Term:
+        """The sum of terms with vectors."""
+        parts = tuple(dataclasses.replace(t, sums=()) for t in terms)
+        ref = self._emit.add(LinComb(name="", terms=parts, shape=whole), name)
+        return Term(ref, 1.0, (), _letters(0, whole), sums)
+
     def _function(self, line: Nonlin, root: Ref) -> Derivative:
         found: list[Branch] = []
         groups: dict[tuple, list[tuple[Expr, Term]]] = {}
@@ -169,9 +245,20 @@ class Tangents:
                 continue
             for b in inner:
                 groups.setdefault((b.root, b.term.sums), []).append((slope, b.term))
+        name = f"d{line.name}_d{self._emit.name(root)}"
         for (at, sums), parts in groups.items():
-            found.append(Branch(at, self._product(line, sums, parts, root)))
-        return _merged(found)
+            if len(parts) == 1:
+                # Alone, its coefficients may stay outside: fewer letters inside.
+                ((slope, term),) = parts
+                inside = dataclasses.replace(term, scale=1.0, tensors=())
+                value = self._product(line, [(slope, inside)], sums, name)
+                value = _term(
+                    value.x, term.scale, value.tensors + term.tensors, value.maps, sums
+                )
+            else:
+                value = self._product(line, parts, sums, name)
+            found.append(Branch(at, value))
+        return self._compact(found, self._emit.shape(line.xs[0]), name)
 
     def _slope(self, line: Nonlin, i: int) -> Expr | NoFunction:
         """The partial derivative of the function in its vector `i`."""
@@ -203,46 +290,61 @@ class Tangents:
     def _product(
         self,
         line: Nonlin,
-        sums: tuple[int, ...],
         parts: Sequence[tuple[Expr, Term]],
-        root: Ref,
+        sums: tuple[int, ...],
+        name: str,
     ) -> Term:
-        """The sum of slopes times derivatives, as one value over the letters p, s."""
-        name = f"d{line.name}_d{self._emit.name(root)}"
+        """The sum of slopes times derivatives, a value over the letters p, s."""
         shape = self._emit.shape(line.xs[0])
-        whole, identity = shape + sums, _letters(0, shape + sums)
-        xs = [
-            self._emit.read(x, identity[: len(shape)], whole, self._emit.name(x))
-            for x in line.xs
-        ]
-        vectors = xs + [
-            self._emit.read(t.x, t.maps, whole, self._emit.name(t.x))
-            for _, t in parts
-            if t.x is not None
-        ]
+        whole, count = shape + sums, len(line.xs)
         tensors = [*line.tensors, *(a for _, t in parts for a in t.tensors)]
-        own: list[Expr] = [Arg(i) for i in range(len(xs))]
-        own += [Arg(len(vectors) + i) for i in range(len(line.tensors))]
-        x, a = len(xs), len(vectors) + len(line.tensors)
-        total: Expr | None = None
+        inner = [t for _, t in parts if t.x is not None]
+        first = count + len(inner)
+        own: list[Expr] = [Arg(i) for i in range(count)]
+        own += [Arg(first + i) for i in range(len(line.tensors))]
+        x, a = count, first + len(line.tensors)
+        total: Expr = Const(0.0)
         for slope, t in parts:
-            part = call("mul", scalar.substitute(slope, own), Const(t.scale))
+            part = _times(scalar.substitute(slope, own), Const(t.scale))
             for _ in t.tensors:
-                part, a = call("mul", part, Arg(a)), a + 1
+                part, a = _times(part, Arg(a)), a + 1
             if t.x is not None:
-                part, x = call("mul", part, Arg(x)), x + 1
-            total = part if total is None else call("add", total, part)
-        assert total is not None
-        if any(i < len(vectors) for i in appearance(total)):
-            ref = self._emit.nonlin(total, vectors, tensors, name)
-            return Term(ref, 1.0, (), identity, sums)
-        shifted = [Const(0.0)] * len(vectors) + [Arg(i) for i in range(len(tensors))]
-        op = Elementwise(
-            scalar.substitute(total, shifted), tuple(t.letters for t in tensors)
-        )
-        args = tuple(t.ref for t in tensors)
-        ref = self._emit.add(Map(name="", op=op, args=args, shape=whole), name)
-        return Term(None, 1.0, (TensorArg(ref, tuple(range(len(whole)))),), (), sums)
+                part, x = _times(part, Arg(x)), x + 1
+            total = call("add", total, part)
+        if all(i >= first for i in appearance(total)):
+            shifted = [Const(0.0)] * first + [Arg(i) for i in range(len(tensors))]
+            return self._map(
+                scalar.substitute(total, shifted), tensors, whole, sums, name
+            )
+        # The letters s that nothing reads are left to the term.
+        read = {i for t in inner for m in t.maps for i in m.letters}
+        read |= {i for arg in tensors for i in arg.letters if i >= 0}
+        letters = [i for i in range(len(whole)) if i < len(shape) or i in read]
+        axes = tuple(whole[i] for i in letters)
+        vectors = [
+            self._emit.read(v, _letters(0, shape), axes, self._emit.name(v))
+            for v in line.xs
+        ]
+        for t in inner:
+            assert t.x is not None
+            maps = tuple(
+                AxisMap(tuple(letters.index(i) for i in m.letters), m.table)
+                for m in t.maps
+            )
+            vectors.append(self._emit.read(t.x, maps, axes, self._emit.name(t.x)))
+        args = [
+            TensorArg(
+                g.ref, tuple(letters.index(i) if i >= 0 else -1 for i in g.letters)
+            )
+            for g in tensors
+        ]
+        ref = self._emit.nonlin(total, vectors, args, name)
+        maps = tuple(AxisMap.identity(i, whole[i]) for i in letters)
+        return Term(ref, 1.0, (), maps, sums)
+
+
+def _times(x: Expr, y: Expr) -> Expr:
+    return y if x == Const(1.0) else call("mul", x, y)
 
 
 def _letters(first: int, sizes: Sequence[int]) -> tuple[AxisMap, ...]:
