@@ -51,7 +51,7 @@ from ..program import (
 from ..scalar import Const, Expr
 from ._expectation import expectation
 from ._index import Index, Letter, Letters, View, equality
-from ._product import Factor, Product, Sum, aligned, materialise
+from ._product import Factor, Product, Sum, aligned, materialise, total_of
 
 ZERO: Sum = ()
 
@@ -296,7 +296,8 @@ class Engine:
             0.0 if v is None else _at_letters(v, t, len(line.shape))
             for v, t in zip(values, letters, strict=True)
         ]
-        return jnp.broadcast_to(scalar.evaluate(fn, arrays), line.shape)
+        value = total_of([scalar.evaluate(t, arrays) for t in summands(fn)])
+        return jnp.broadcast_to(value, line.shape)
 
     def _cast(self, value: Any) -> Any:
         value = jnp.asarray(value)
@@ -637,6 +638,12 @@ class Engine:
         t = self.sides[side].program.types[ref]
         return isinstance(t, Output) or (isinstance(t, Vector) and t.kind == "G")
 
+    def is_mixed(self, u: View) -> bool:
+        """Whether a view is a combination that is not Gaussian, nowhere outside."""
+        combines = isinstance(self.line(u), LinComb)
+        inside = all(i.is_inside for i in u.indices)
+        return combines and inside and not self.is_gaussian(u.side, u.ref)
+
     def _lazy(self, line: LinComb) -> bool:
         """A single term that only moves positions stays symbolic."""
         return (
@@ -664,6 +671,16 @@ class Engine:
         if value is None:
             return None
         return jnp.broadcast_to(value, tuple(self.letters.sizes[a] for a in letters))
+
+
+def summands(expr: Expr) -> list[Expr]:
+    """Terms whose sum is `expr`."""
+    match expr:
+        case scalar.Call("add", (x, y)):
+            return summands(x) + summands(y)
+        case scalar.Call("sub", (x, y)):
+            return summands(x) + [scalar.call("neg", t) for t in summands(y)]
+    return [expr]
 
 
 def drop_zeros(expr: Expr) -> Expr:

@@ -16,10 +16,11 @@ import numpy as np
 
 from .. import gaussian, scalar
 from .._errors import UnsupportedError
+from .._jax import is_concrete
 from ..program import LinComb, Moment, Nonlin, compose
 from ..scalar import Arg, Call, Const, Expr
 from ._index import Index, Letter, View, clipped
-from ._product import Factor, Product, Sum, materialise
+from ._product import Factor, Product, Sum, materialise, total_of
 
 if TYPE_CHECKING:
     from ._engine import Engine
@@ -199,11 +200,30 @@ class _Expansion:
             return [Piece((), mask) * p for p in pieces]
         assert isinstance(line, LinComb)
         pieces = []
-        for coefficients, sums, inner in engine.terms(view, line):
-            piece = Piece((), mask + coefficients, sums)
-            read = [Piece()] if inner is None else self.view(inner)
-            pieces += [piece * p for p in read]
+        for (inner, sums), found in self._terms(view, line).items():
+            coefficients = _added(engine, found)
+            if coefficients is not None:
+                piece = Piece((), mask + coefficients, sums)
+                read = [Piece()] if inner is None else self.view(inner)
+                pieces += [piece * p for p in read]
         return pieces
+
+    def _terms(
+        self, view: View, line: LinComb
+    ) -> dict[tuple[View | None, tuple[Letter, ...]], list[tuple[Factor, ...]]]:
+        """The terms of a combination, those of combinations in it among them.
+
+        Terms that read one vector stand together, so that they can cancel.
+        """
+        engine, found = self._engine, {}
+        for coefficients, sums, inner in engine.terms(view, line):
+            below: dict = {(inner, ()): [()]}
+            if inner is not None and engine.is_mixed(inner):
+                below = self._terms(inner, engine.line(inner))
+            for (read, more), rest in below.items():
+                known = found.setdefault((read, sums + more), [])
+                known += [coefficients + r for r in rest]
+        return found
 
     def unmask(self, view: View) -> tuple[tuple[Factor, ...], View]:
         """A view that reads nothing outside, and the factor that makes up for it."""
@@ -380,8 +400,30 @@ class _Composite:
         return inner
 
     def _combination(self, view: View, line: LinComb) -> Expr:
-        engine = self._engine
+        found: dict[View | None, list[tuple[Factor, ...]]] = {}
+        self._collect(view, line, (), found)
         total: Expr = Const(0.0)
+        for inner, many in found.items():
+            coefficients = _added(self._engine, many)
+            if coefficients is None:
+                continue
+            value: Expr = Const(1.0)
+            for factor in coefficients:
+                value = scalar.call("mul", value, self._param(factor))
+            if inner is not None:
+                value = scalar.call("mul", value, self._view(inner))
+            total = scalar.call("add", total, value)
+        return total
+
+    def _collect(
+        self,
+        view: View,
+        line: LinComb,
+        before: tuple[Factor, ...],
+        found: dict[View | None, list[tuple[Factor, ...]]],
+    ) -> None:
+        """The coefficients of every vector, through combinations of combinations."""
+        engine = self._engine
         for term in line.terms:
             for position in np.ndindex(*term.sums):
                 # Every summed position is a leaf of its own here.
@@ -390,16 +432,30 @@ class _Composite:
                 coefficients = engine.coefficients(view, term, full)
                 if coefficients is None:
                     continue
-                value: Expr = Const(1.0)
-                for factor in coefficients:
-                    value = scalar.call("mul", value, self._param(factor))
+                inner = None
                 if term.x is not None:
                     maps = tuple(compose(m, full) for m in term.maps)
-                    value = scalar.call(
-                        "mul", value, self._view(View(view.side, term.x, maps))
-                    )
-                total = scalar.call("add", total, value)
-        return total
+                    inner = View(view.side, term.x, maps)
+                if inner is not None and engine.is_mixed(inner):
+                    below = engine.line(inner)
+                    self._collect(inner, below, before + coefficients, found)
+                else:
+                    found.setdefault(inner, []).append(before + coefficients)
+
+
+def _added(
+    engine: "Engine", many: Sequence[tuple[Factor, ...]]
+) -> tuple[Factor, ...] | None:
+    """The sum of coefficients, each a product; None where it cancels to rounding."""
+    if len(many) == 1:
+        zero = any(is_concrete(f.array) and not np.any(f.array) for f in many[0])
+        return None if zero else many[0]
+    letters = tuple(sorted({a for c in many for f in c for a in f.letters()}))
+    arrays = [materialise((Product(c),), engine.letters, letters) for c in many]
+    total = total_of(arrays)
+    if is_concrete(total) and not np.any(total):
+        return None
+    return (_as_factor(engine, total, letters),)
 
 
 def _constant_index(value: int) -> Index:

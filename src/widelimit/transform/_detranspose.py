@@ -47,7 +47,7 @@ from ..scalar import Arg, Const, call
 from ._drop_dead import drop_dead
 from ._emitter import Emitter
 from ._rewritten import Rewritten
-from ._tangent import Branch, NoFunction, Tangents
+from ._tangent import Branch, NoFunction, Tangents, total_scale
 
 
 def detranspose(
@@ -330,9 +330,10 @@ def _equal(x: AxisMap, y: AxisMap) -> tuple[np.ndarray, tuple[int, ...]]:
 
 def _merged(terms: Sequence[Term]) -> list[Term]:
     """Terms that differ in their scales alone are added; those of scale 0 dropped."""
-    scales: dict[Term, float] = {}
+    found: dict[Term, list[float]] = {}
     for t in terms:
         order = tuple(sorted(t.tensors, key=lambda a: (a.ref, a.letters)))
         key = dataclasses.replace(t, scale=1.0, tensors=order)
-        scales[key] = scales.get(key, 0.0) + t.scale
-    return [dataclasses.replace(t, scale=s) for t, s in scales.items() if s != 0.0]
+        found.setdefault(key, []).append(t.scale)
+    totals = {t: total_scale(scales) for t, scales in found.items()}
+    return [dataclasses.replace(t, scale=s) for t, s in totals.items() if s != 0.0]

@@ -13,6 +13,8 @@ Scalars (Moment lines) are constants in the limit, and have no derivative here.
 """
 
 import dataclasses
+import math
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -379,10 +381,22 @@ def _scaled(branch: Branch, scale: float) -> Branch:
     return Branch(branch.root, term)
 
 
-def _merged(branches: Sequence[Branch]) -> tuple[Branch, ...]:
+def _merged(branches: Sequence[Branch]) -> list[Branch]:
     """Branches that differ in their scales alone are added."""
-    scales: dict[Branch, float] = {}
+    found: dict[Branch, list[float]] = {}
     for b in branches:
         key = Branch(b.root, dataclasses.replace(b.term, scale=1.0))
-        scales[key] = scales.get(key, 0.0) + b.term.scale
-    return tuple(_scaled(b, s) for b, s in scales.items() if s != 0.0)
+        found.setdefault(key, []).append(b.term.scale)
+    totals = {b: total_scale(scales) for b, scales in found.items()}
+    return [_scaled(b, scale) for b, scale in totals.items() if scale != 0.0]
+
+
+def total_scale(scales: Sequence[float]) -> float:
+    """The sum of numbers, 0 where they cancel up to rounding.
+
+    The square of a standard deviation is seldom exact, and what is left of its
+    cancelling would be a vector that is not there.
+    """
+    total = math.fsum(scales)
+    small = 64 * sys.float_info.epsilon * math.fsum(abs(s) for s in scales)
+    return 0.0 if len(scales) > 1 and abs(total) <= small else total
