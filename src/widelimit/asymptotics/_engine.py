@@ -51,7 +51,7 @@ from ..program import (
 from ..scalar import Const, Expr
 from ._expectation import expectation
 from ._index import Index, Letter, Letters, View, equality
-from ._product import Factor, Product, Sum, aligned, materialise, total_of
+from ._product import Factor, Product, Sum, aligned, is_zero, materialise, total_of
 
 ZERO: Sum = ()
 
@@ -469,7 +469,7 @@ class Engine:
         factors = [] if term.scale == 1.0 else [Factor(np.asarray(term.scale), ())]
         for arg in term.tensors:
             factor = self.tensor_factor(u.side, arg, full)
-            if factor is None:
+            if factor is None or is_zero(factor.array):
                 return None
             factors.append(factor)
         read = {a for m in term.maps for a in m.letters}

@@ -16,11 +16,10 @@ import numpy as np
 
 from .. import gaussian, scalar
 from .._errors import UnsupportedError
-from .._jax import is_concrete
 from ..program import LinComb, Moment, Nonlin, compose
 from ..scalar import Arg, Call, Const, Expr
 from ._index import Index, Letter, View, clipped
-from ._product import Factor, Product, Sum, materialise, total_of
+from ._product import Factor, Product, Sum, is_zero, materialise, total_of
 
 if TYPE_CHECKING:
     from ._engine import Engine
@@ -448,14 +447,11 @@ def _added(
 ) -> tuple[Factor, ...] | None:
     """The sum of coefficients, each a product; None where it cancels to rounding."""
     if len(many) == 1:
-        zero = any(is_concrete(f.array) and not np.any(f.array) for f in many[0])
-        return None if zero else many[0]
+        return None if any(is_zero(f.array) for f in many[0]) else many[0]
     letters = tuple(sorted({a for c in many for f in c for a in f.letters()}))
     arrays = [materialise((Product(c),), engine.letters, letters) for c in many]
     total = total_of(arrays)
-    if is_concrete(total) and not np.any(total):
-        return None
-    return (_as_factor(engine, total, letters),)
+    return None if is_zero(total) else (_as_factor(engine, total, letters),)
 
 
 def _constant_index(value: int) -> Index:

@@ -141,9 +141,6 @@ class ProgramLimit:
             engine = self._engine(Accuracy(), program)
             value = _array(ask(engine), shape)
             routes = dict(engine.routes)
-            coarse = value
-            if not all(routes.values()):
-                coarse = _array(ask(self._engine(Accuracy(level=0), program)), shape)
             if any("QMC" in r for r in routes):
                 draws = [value]
                 for s in range(1, _SCRAMBLES):
@@ -153,6 +150,9 @@ class ProgramLimit:
                 stderr = np.std(draws, axis=0, ddof=1) / len(draws) ** 0.5
                 # Student's t at 99 % with 7 degrees of freedom is 3.50.
                 return _result(mean, 3.5 * stderr, stderr, _route(routes))
+            coarse = value
+            if not all(routes.values()):
+                coarse = _array(ask(self._engine(Accuracy(level=0), program)), shape)
         scale = max(float(np.max(np.abs(value), initial=0.0)), 1e-300)
         error = np.abs(value - coarse) + _ROUNDING * scale * len(self._solved.lines)
         return _result(value, error, np.zeros(shape), _route(routes))

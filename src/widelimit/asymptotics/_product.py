@@ -68,6 +68,11 @@ def materialise(total: Sum, letters: Letters, out: Sequence[Letter]) -> Any:
     return result
 
 
+def is_zero(array: Any) -> bool:
+    """Whether an array is known to hold nothing but zeros."""
+    return is_concrete(array) and not np.any(array)
+
+
 def total_of(parts: Sequence[Any]) -> Any:
     """The sum of arrays, zero where it is the rounding of what cancels in it.
 

@@ -8,9 +8,10 @@ _ALWAYS = frozenset(
     "abs exp exp2 sqrt rsqrt cosh acos acosh logistic erfc is_finite "
     "lt le gt ge eq ne and or xor not".split()
 )
-_LIKE_ITS_ARGUMENT = frozenset(
-    "cbrt sign floor ceil round asin atan sinh tanh asinh atanh erf erf_inv expm1 "
-    "log1p".split()
+# The branches of a select are its last two arguments.
+_IF_ALL = frozenset(
+    "add mul div min select cbrt sign floor ceil round asin atan sinh tanh asinh atanh "
+    "erf erf_inv expm1 log1p".split()
 )
 
 
@@ -30,17 +31,11 @@ def is_nonnegative(expr: Expr, arguments: Sequence[bool]) -> bool:
             return arguments[i]
         case Const(value):
             return value >= 0.0
-        case Call("pow", (x, Const(n))) if float(n).is_integer() and n % 2 == 0:
-            return True
+        case Call("pow", (x, Const(n))):
+            return known(x) or (float(n).is_integer() and n % 2 == 0)
         case Call("mul" | "div", (x, y)) if x == y:
             return True
-        case Call("add" | "mul" | "div" | "min" | "pow", (x, y)):
-            return known(x) and (known(y) or expr.op == "pow")
-        case Call("max", (x, y)):
-            return known(x) or known(y)
-        case Call("select", (_, x, y)):
-            return known(x) and known(y)
-        case Call(op, args) if op in _LIKE_ITS_ARGUMENT:
-            return known(args[0])
-        case Call(op, _):
-            return op in _ALWAYS
+        case Call(op, args):
+            if op in _IF_ALL:
+                return all(known(a) for a in args[-2:])
+            return op in _ALWAYS or (op == "max" and any(known(a) for a in args))

@@ -38,6 +38,7 @@ from ..program import (
     TensorProgram,
     Term,
     Transpose,
+    Vector,
     check_ratios,
     compose,
     identity_maps,
@@ -147,12 +148,10 @@ class _Detransposition:
         if terms:
             hat = self._emit.add(product, f"{line.name}_hat")
             own = Term(hat, maps=identity_maps(line.shape))
+            terms = self._gaussian_first([own, *terms], line)
             ref = self._emit.copy(
                 LinComb(
-                    name=line.name,
-                    terms=(own, *terms),
-                    shape=line.shape,
-                    source=line.source,
+                    name=line.name, terms=terms, shape=line.shape, source=line.source
                 )
             )
         else:
@@ -161,6 +160,23 @@ class _Detransposition:
         if hat not in known:
             known.append(hat)
         return ref
+
+    def _gaussian_first(self, terms: Sequence[Term], line: MatMul) -> tuple[Term, ...]:
+        """The terms, where several Gaussian ones beside others are one line.
+
+        A function of their sum then depends on one Gaussian, not on each.
+        """
+        gaussian: list[Term] = []
+        rest: list[Term] = []
+        for t in terms:
+            kind = None if t.x is None else self._emit.types[t.x]
+            is_g = isinstance(kind, Vector) and kind.kind == "G"
+            (gaussian if is_g else rest).append(t)
+        if len(gaussian) < 2 or not rest:
+            return tuple(terms)
+        sum_ = LinComb(name="", terms=tuple(gaussian), shape=line.shape)
+        ref = self._emit.add(sum_, f"{line.name}_gaussian")
+        return (Term(ref, maps=identity_maps(line.shape)), *rest)
 
     def _dot(self, product: MatMul, roots: Sequence[Ref]) -> list[Term]:
         """The terms of dotZ^{M z}, one or more for every root M^T u."""
