@@ -45,6 +45,7 @@ from ..program import (
     Term,
     VecIn,
     Vector,
+    appearance,
     compose,
     regress,
 )
@@ -283,20 +284,24 @@ class Engine:
     def _elementwise(
         self, side: int, line: Map, fn: Expr, letters: tuple[tuple[int, ...], ...]
     ) -> Any:
-        values = [self.tensor(side, a) for a in line.args]
-        args: list[Expr] = [
-            Const(0.0) if v is None else scalar.Arg(i) for i, v in enumerate(values)
-        ]
-        fn = drop_zeros(scalar.substitute(fn, args))
+        values: list[Any] = [0.0] * len(line.args)
+        structural = True
+        for i, ref in enumerate(line.args):
+            # What a zero has made irrelevant is not computed.
+            if i in appearance(fn):
+                value = self.tensor(side, ref)
+                if value is None or is_zero(value):
+                    structural = structural and value is None
+                    args: list[Expr] = [scalar.Arg(j) for j in range(len(values))]
+                    args[i] = Const(0.0)
+                    fn = drop_zeros(scalar.substitute(fn, args))
+                else:
+                    values[i] = _at_letters(value, letters[i], len(line.shape))
+        if fn == Const(0.0) and structural:
+            return None
         if isinstance(fn, Const):
-            return (
-                None if fn.value == 0.0 else jnp.full(line.shape, fn.value, self.dtype)
-            )
-        arrays = [
-            0.0 if v is None else _at_letters(v, t, len(line.shape))
-            for v, t in zip(values, letters, strict=True)
-        ]
-        value = total_of([scalar.evaluate(t, arrays) for t in summands(fn)])
+            return jnp.full(line.shape, fn.value, self.dtype)
+        value = total_of([scalar.evaluate(t, values) for t in summands(fn)])
         return jnp.broadcast_to(value, line.shape)
 
     def _cast(self, value: Any) -> Any:

@@ -321,7 +321,8 @@ class _Function:
                 if f is None
                 else materialise((Product((f,)),), engine.letters, letters)
             )
-        return _as_factor(engine, scalar.evaluate(e, values), letters)
+        factor = _as_factor(engine, scalar.evaluate(e, values), letters)
+        return None if is_zero(factor.array) else factor
 
     def _opaque(self, e: Expr) -> Piece:
         """A function that does not split: one atom of all its leaves."""
