@@ -213,7 +213,7 @@ class Engine:
             case MatMul() | Readout():
                 return ZERO
             case LinComb():
-                return self._expand(u, line, self.mean, None, constants=True)
+                return self._combination_mean(u, line)
             case Nonlin():
                 return self._nonlin_mean(u)
             case _:
@@ -504,6 +504,23 @@ class Engine:
         out = sorted({a for x in (u, v) for i in x.indices for a in i.letters})
         pair = [(x.side, x.ref, x.indices) for x in (u, v)]
         return expectation(self, pair, tuple(out))
+
+    def _combination_mean(self, u: View, line: LinComb) -> Sum:
+        """Found once for every line: recursions read what is before them twice."""
+        key = (u.side, u.ref)
+        if key in self._means and self._means[key] is None:
+            return ZERO
+        if key not in self._means or self._lazy(line):
+            total = self._expand(u, line, self.mean, None, constants=True)
+            if not total:
+                self._means[key] = None
+            if self._lazy(line) or not any(f.indices for p in total for f in p.factors):
+                return total
+            view, letters = self.view(u.ref, u.side)
+            total = self._expand(view, line, self.mean, None, constants=True)
+            value = materialise(total, self.letters, letters)
+            self._means[key] = self._full(value, letters)
+        return (Product((Factor(self._means[key], u.indices),)),)
 
     def _nonlin_mean(self, u: View) -> Sum:
         key = (u.side, u.ref)
