@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import gaussian, scalar
 from .._errors import UnsupportedError
-from ..program import LinComb, Moment, Nonlin, compose
+from ..program import LinComb, Moment, Nonlin, appearance, compose
 from ..scalar import Arg, Call, Const, Expr
 from ._index import Index, Letter, View, clipped
 from ._product import Factor, Product, Sum, is_zero, materialise, total_of
@@ -359,9 +359,17 @@ class _Composite:
     def function(
         self, fn: Expr, side: int, line: Nonlin | Moment, indices: tuple[Index, ...]
     ) -> Expr:
-        args = [self._view(View(side, x, indices)) for x in line.xs]
+        # What a part of the function does not read would tie it to other parts.
+        used = frozenset(appearance(fn))
+        args: list[Expr] = []
+        for x in line.xs:
+            read = len(args) in used
+            args.append(self._view(View(side, x, indices)) if read else Const(0.0))
         for t in line.tensors:
-            args.append(self._param(self._engine.tensor_factor(side, t, indices)))
+            factor = None
+            if len(args) in used:
+                factor = self._engine.tensor_factor(side, t, indices)
+            args.append(self._param(factor))
         return scalar.substitute(fn, args)
 
     def _param(self, factor: Factor | None) -> Expr:
