@@ -60,10 +60,20 @@ WITH_MOMENT = (
 
 
 def random_program(
-    rng: np.random.Generator, transposes: bool = False, families: bool = False
+    rng: np.random.Generator,
+    transposes: bool = False,
+    families: bool = False,
+    back: bool = False,
 ) -> ProgramBuilder:
-    """A random program from a seeded generator."""
-    return build(lambda k: int(rng.integers(k)), transposes, families)
+    """A random program from a seeded generator.
+
+    Args:
+        rng: the generator.
+        transposes: with transposed matrices.
+        families: with index families.
+        back: products often go back through the transpose of a matrix used before.
+    """
+    return build(lambda k: int(rng.integers(k)), transposes, families, back)
 
 
 @st.composite
@@ -74,14 +84,20 @@ def random_programs(
     return build(lambda k: draw(st.integers(0, k - 1)), transposes, families)
 
 
-def build(draw: Draw, transposes: bool, families: bool) -> ProgramBuilder:
+def build(
+    draw: Draw, transposes: bool, families: bool, back: bool = False
+) -> ProgramBuilder:
     """One program, from a source of whole numbers."""
-    return _Builder(draw, transposes, families).run()
+    return _Builder(draw, transposes, families, back).run()
 
 
 class _Builder:
-    def __init__(self, draw: Draw, transposes: bool, families: bool) -> None:
+    def __init__(
+        self, draw: Draw, transposes: bool, families: bool, back: bool
+    ) -> None:
         self.draw = draw
+        self.back = back
+        self.used: list[tuple[str, bool]] = []
         self.transposes = transposes
         self.families = families
         self.p = ProgramBuilder()
@@ -161,12 +177,24 @@ class _Builder:
         transposed = self.transposes and self.draw(2) == 1
         fits = {"n": ["B", "C"] if transposed else ["A", "C"]}
         fits["m"] = ["A", "D"] if transposed else ["B", "D"]
-        matrix = self.p[fits[width][self.draw(2)]]
+        name = fits[width][self.draw(2)]
+        if self.back:
+            name, transposed = self.backwards(width, name, transposed)
+        matrix = self.p[name]
         matrix = matrix.T if transposed else matrix
         to = str(matrix.rows)
         if self.draw(4) == 0 and to == width:
             return to, 0.6 * matrix @ x - 0.3 * x
         return to, matrix @ x
+
+    def backwards(self, width: str, name: str, transposed: bool) -> tuple[str, bool]:
+        """Mostly the transpose of a matrix that was used before, where one fits."""
+        takes = {"A": "nm", "B": "mn", "C": "nn", "D": "mm"}
+        fit = [(m, not t) for m, t in self.used if takes[m][not t] == width]
+        if fit and self.draw(4):
+            name, transposed = fit[-1 - self.draw(min(2, len(fit)))]
+        self.used.append((name, transposed))
+        return name, transposed
 
     def unary(self, x: VectorHandle) -> VectorHandle:
         # One square in the history of a vector, more would have heavy tails.

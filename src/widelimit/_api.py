@@ -23,7 +23,7 @@ from .program import Handle, ProgramBuilder, TensorProgram
 from .program import parse as parse_program
 from .report import Explanation, Formula, explain, formula
 from .trace import Constant, Network, Normal, Traced, compile_network, path_name
-from .transform import Gradients, normal_form
+from .transform import Gradients, detranspose, normal_form
 from .transform import backprop as backprop_of_program
 
 
@@ -37,13 +37,34 @@ class Program(ProgramBuilder):
             ratios: widths over a common scale; 1 where missing.
 
         Raises:
-            UnsupportedError: the program uses a transpose (in this version).
             InputError: a ratio is not positive or names no width.
 
         References:
-            Yang (2019), https://arxiv.org/abs/1902.04760, theorem 4.
+            Yang (2019), https://arxiv.org/abs/1902.04760, theorem 4; theorem 6 for
+            programs with transposes.
         """
         return LimitOfProgram(self, limit_of_program(self.tensor_program, ratios))
+
+    def detranspose(self, ratios: Mapping[str, float] | None = None) -> "Program":
+        """An equivalent program without transposed matrices: the same limit.
+
+        The transpose of a matrix `A` becomes a fresh matrix `A^T`, and every product
+        that meets an earlier one by the transposed matrix gains a linear combination
+        of the vectors there. Lines keep their names; at finite width they have other
+        values.
+
+        Args:
+            ratios: widths over a common scale; 1 where missing.
+
+        Raises:
+            InputError: a ratio is not positive or names no width.
+
+        References:
+            Yang (2019), https://arxiv.org/abs/1902.04760, theorem 6; in the form of
+            https://arxiv.org/abs/2009.10685.
+        """
+        done = detranspose(self.tensor_program, ratios)
+        return Program.from_program(done.program)
 
 
 class LimitOfProgram:

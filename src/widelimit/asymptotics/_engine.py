@@ -24,7 +24,7 @@ import numpy as np
 
 from .. import scalar
 from .._errors import UnsupportedError
-from .._jax import bind
+from .._jax import Equation, bind
 from ..gaussian import Accuracy
 from ..program import (
     Constant,
@@ -40,17 +40,20 @@ from ..program import (
     Primitive,
     Ratio,
     Readout,
+    Regression,
     TensorArg,
     TensorProgram,
     Term,
     VecIn,
     Vector,
+    appearance,
     compose,
+    regress,
 )
 from ..scalar import Const, Expr
 from ._expectation import expectation
 from ._index import Index, Letter, Letters, View, equality
-from ._product import Factor, Product, Sum, aligned, materialise
+from ._product import Factor, Product, Sum, aligned, is_zero, materialise, total_of
 
 ZERO: Sum = ()
 
@@ -211,7 +214,7 @@ class Engine:
             case MatMul() | Readout():
                 return ZERO
             case LinComb():
-                return self._expand(u, line, self.mean, None, constants=True)
+                return self._combination_mean(u, line)
             case Nonlin():
                 return self._nonlin_mean(u)
             case _:
@@ -254,45 +257,50 @@ class Engine:
                 return self._elementwise(side, line, fn, letters)
             case Ratio():
                 raise TypeError("`at_ratios` makes ratios numbers before the limit")
+            case Regression(part, blocks):
+                if all(self.tensor(side, r) is None for r in line.args[-blocks:]):
+                    return None
+                args = [self.tensor_or_zeros(side, r) for r in line.args]
+                return regress(part, blocks, args)
             case Primitive():
-                args = [self.tensor_or_zeros(side, a) for a in line.args]
-                params = {
-                    k: self.dtype
-                    for k in ("new_dtype", "dtype", "preferred_element_type")
-                    if _is_float(line.op.equation.params.get(k))
-                }
-                if (
-                    len(
-                        {
-                            jnp.result_type(a)
-                            for a in args
-                            if _is_float(jnp.result_type(a))
-                        }
-                    )
-                    > 1
-                ):
-                    args = [self._cast(a) for a in args]
-                if "accuracy" in line.op.equation.params:
-                    params.setdefault("accuracy", line.op.equation.params["accuracy"])
-                return bind(line.op.equation, args, **params)[0]
+                return self._primitive(side, line, line.op.equation)
+
+    def _primitive(self, side: int, line: Map, equation: Equation) -> Any:
+        args = [self.tensor_or_zeros(side, a) for a in line.args]
+        params = {
+            k: self.dtype
+            for k in ("new_dtype", "dtype", "preferred_element_type")
+            if _is_float(equation.params.get(k))
+        }
+        kinds = {jnp.result_type(a) for a in args if _is_float(jnp.result_type(a))}
+        if len(kinds) > 1:
+            args = [self._cast(a) for a in args]
+        if "accuracy" in equation.params:
+            params["accuracy"] = equation.params["accuracy"]
+        return bind(equation, args, **params)[0]
 
     def _elementwise(
         self, side: int, line: Map, fn: Expr, letters: tuple[tuple[int, ...], ...]
     ) -> Any:
-        values = [self.tensor(side, a) for a in line.args]
-        args: list[Expr] = [
-            Const(0.0) if v is None else scalar.Arg(i) for i, v in enumerate(values)
-        ]
-        fn = drop_zeros(scalar.substitute(fn, args))
+        values: list[Any] = [0.0] * len(line.args)
+        structural = True
+        for i, ref in enumerate(line.args):
+            # What a zero has made irrelevant is not computed.
+            if i in appearance(fn):
+                value = self.tensor(side, ref)
+                if value is None or is_zero(value):
+                    structural = structural and value is None
+                    args: list[Expr] = [scalar.Arg(j) for j in range(len(values))]
+                    args[i] = Const(0.0)
+                    fn = drop_zeros(scalar.substitute(fn, args))
+                else:
+                    values[i] = _at_letters(value, letters[i], len(line.shape))
+        if fn == Const(0.0) and structural:
+            return None
         if isinstance(fn, Const):
-            return (
-                None if fn.value == 0.0 else jnp.full(line.shape, fn.value, self.dtype)
-            )
-        arrays = [
-            0.0 if v is None else _at_letters(v, t, len(line.shape))
-            for v, t in zip(values, letters, strict=True)
-        ]
-        return jnp.broadcast_to(scalar.evaluate(fn, arrays), line.shape)
+            return jnp.full(line.shape, fn.value, self.dtype)
+        value = total_of([scalar.evaluate(t, values) for t in summands(fn)])
+        return jnp.broadcast_to(value, line.shape)
 
     def _cast(self, value: Any) -> Any:
         value = jnp.asarray(value)
@@ -464,7 +472,7 @@ class Engine:
         factors = [] if term.scale == 1.0 else [Factor(np.asarray(term.scale), ())]
         for arg in term.tensors:
             factor = self.tensor_factor(u.side, arg, full)
-            if factor is None:
+            if factor is None or is_zero(factor.array):
                 return None
             factors.append(factor)
         read = {a for m in term.maps for a in m.letters}
@@ -494,6 +502,23 @@ class Engine:
         out = sorted({a for x in (u, v) for i in x.indices for a in i.letters})
         pair = [(x.side, x.ref, x.indices) for x in (u, v)]
         return expectation(self, pair, tuple(out))
+
+    def _combination_mean(self, u: View, line: LinComb) -> Sum:
+        """Found once for every line: recursions read what is before them twice."""
+        key = (u.side, u.ref)
+        if key in self._means and self._means[key] is None:
+            return ZERO
+        if key not in self._means or self._lazy(line):
+            total = self._expand(u, line, self.mean, None, constants=True)
+            if not total:
+                self._means[key] = None
+            if self._lazy(line) or not any(f.indices for p in total for f in p.factors):
+                return total
+            view, letters = self.view(u.ref, u.side)
+            total = self._expand(view, line, self.mean, None, constants=True)
+            value = materialise(total, self.letters, letters)
+            self._means[key] = self._full(value, letters)
+        return (Product((Factor(self._means[key], u.indices),)),)
 
     def _nonlin_mean(self, u: View) -> Sum:
         key = (u.side, u.ref)
@@ -633,6 +658,12 @@ class Engine:
         t = self.sides[side].program.types[ref]
         return isinstance(t, Output) or (isinstance(t, Vector) and t.kind == "G")
 
+    def is_mixed(self, u: View) -> bool:
+        """Whether a view is a combination that is not Gaussian, nowhere outside."""
+        combines = isinstance(self.line(u), LinComb)
+        inside = all(i.is_inside for i in u.indices)
+        return combines and inside and not self.is_gaussian(u.side, u.ref)
+
     def _lazy(self, line: LinComb) -> bool:
         """A single term that only moves positions stays symbolic."""
         return (
@@ -660,6 +691,16 @@ class Engine:
         if value is None:
             return None
         return jnp.broadcast_to(value, tuple(self.letters.sizes[a] for a in letters))
+
+
+def summands(expr: Expr) -> list[Expr]:
+    """Terms whose sum is `expr`."""
+    match expr:
+        case scalar.Call("add", (x, y)):
+            return summands(x) + summands(y)
+        case scalar.Call("sub", (x, y)):
+            return summands(x) + [scalar.call("neg", t) for t in summands(y)]
+    return [expr]
 
 
 def drop_zeros(expr: Expr) -> Expr:

@@ -16,10 +16,10 @@ import numpy as np
 
 from .. import gaussian, scalar
 from .._errors import UnsupportedError
-from ..program import LinComb, Moment, Nonlin, compose
+from ..program import LinComb, Moment, Nonlin, appearance, compose
 from ..scalar import Arg, Call, Const, Expr
 from ._index import Index, Letter, View, clipped
-from ._product import Factor, Product, Sum, materialise
+from ._product import Factor, Product, Sum, is_zero, materialise, total_of
 
 if TYPE_CHECKING:
     from ._engine import Engine
@@ -199,11 +199,30 @@ class _Expansion:
             return [Piece((), mask) * p for p in pieces]
         assert isinstance(line, LinComb)
         pieces = []
-        for coefficients, sums, inner in engine.terms(view, line):
-            piece = Piece((), mask + coefficients, sums)
-            read = [Piece()] if inner is None else self.view(inner)
-            pieces += [piece * p for p in read]
+        for (inner, sums), found in self._terms(view, line).items():
+            coefficients = _added(engine, found)
+            if coefficients is not None:
+                piece = Piece((), mask + coefficients, sums)
+                read = [Piece()] if inner is None else self.view(inner)
+                pieces += [piece * p for p in read]
         return pieces
+
+    def _terms(
+        self, view: View, line: LinComb
+    ) -> dict[tuple[View | None, tuple[Letter, ...]], list[tuple[Factor, ...]]]:
+        """The terms of a combination, those of combinations in it among them.
+
+        Terms that read one vector stand together, so that they can cancel.
+        """
+        engine, found = self._engine, {}
+        for coefficients, sums, inner in engine.terms(view, line):
+            below: dict = {(inner, ()): [()]}
+            if inner is not None and engine.is_mixed(inner):
+                below = self._terms(inner, engine.line(inner))
+            for (read, more), rest in below.items():
+                known = found.setdefault((read, sums + more), [])
+                known += [coefficients + r for r in rest]
+        return found
 
     def unmask(self, view: View) -> tuple[tuple[Factor, ...], View]:
         """A view that reads nothing outside, and the factor that makes up for it."""
@@ -302,7 +321,8 @@ class _Function:
                 if f is None
                 else materialise((Product((f,)),), engine.letters, letters)
             )
-        return _as_factor(engine, scalar.evaluate(e, values), letters)
+        factor = _as_factor(engine, scalar.evaluate(e, values), letters)
+        return None if is_zero(factor.array) else factor
 
     def _opaque(self, e: Expr) -> Piece:
         """A function that does not split: one atom of all its leaves."""
@@ -339,9 +359,17 @@ class _Composite:
     def function(
         self, fn: Expr, side: int, line: Nonlin | Moment, indices: tuple[Index, ...]
     ) -> Expr:
-        args = [self._view(View(side, x, indices)) for x in line.xs]
+        # What a part of the function does not read would tie it to other parts.
+        used = frozenset(appearance(fn))
+        args: list[Expr] = []
+        for x in line.xs:
+            read = len(args) in used
+            args.append(self._view(View(side, x, indices)) if read else Const(0.0))
         for t in line.tensors:
-            args.append(self._param(self._engine.tensor_factor(side, t, indices)))
+            factor = None
+            if len(args) in used:
+                factor = self._engine.tensor_factor(side, t, indices)
+            args.append(self._param(factor))
         return scalar.substitute(fn, args)
 
     def _param(self, factor: Factor | None) -> Expr:
@@ -380,8 +408,30 @@ class _Composite:
         return inner
 
     def _combination(self, view: View, line: LinComb) -> Expr:
-        engine = self._engine
+        found: dict[View | None, list[tuple[Factor, ...]]] = {}
+        self._collect(view, line, (), found)
         total: Expr = Const(0.0)
+        for inner, many in found.items():
+            coefficients = _added(self._engine, many)
+            if coefficients is None:
+                continue
+            value: Expr = Const(1.0)
+            for factor in coefficients:
+                value = scalar.call("mul", value, self._param(factor))
+            if inner is not None:
+                value = scalar.call("mul", value, self._view(inner))
+            total = scalar.call("add", total, value)
+        return total
+
+    def _collect(
+        self,
+        view: View,
+        line: LinComb,
+        before: tuple[Factor, ...],
+        found: dict[View | None, list[tuple[Factor, ...]]],
+    ) -> None:
+        """The coefficients of every vector, through combinations of combinations."""
+        engine = self._engine
         for term in line.terms:
             for position in np.ndindex(*term.sums):
                 # Every summed position is a leaf of its own here.
@@ -390,16 +440,27 @@ class _Composite:
                 coefficients = engine.coefficients(view, term, full)
                 if coefficients is None:
                     continue
-                value: Expr = Const(1.0)
-                for factor in coefficients:
-                    value = scalar.call("mul", value, self._param(factor))
+                inner = None
                 if term.x is not None:
                     maps = tuple(compose(m, full) for m in term.maps)
-                    value = scalar.call(
-                        "mul", value, self._view(View(view.side, term.x, maps))
-                    )
-                total = scalar.call("add", total, value)
-        return total
+                    inner = View(view.side, term.x, maps)
+                if inner is not None and engine.is_mixed(inner):
+                    below = engine.line(inner)
+                    self._collect(inner, below, before + coefficients, found)
+                else:
+                    found.setdefault(inner, []).append(before + coefficients)
+
+
+def _added(
+    engine: "Engine", many: Sequence[tuple[Factor, ...]]
+) -> tuple[Factor, ...] | None:
+    """The sum of coefficients, each a product; None where it cancels to rounding."""
+    if len(many) == 1:
+        return None if any(is_zero(f.array) for f in many[0]) else many[0]
+    letters = tuple(sorted({a for c in many for f in c for a in f.letters()}))
+    arrays = [materialise((Product(c),), engine.letters, letters) for c in many]
+    total = total_of(arrays)
+    return None if is_zero(total) else (_as_factor(engine, total, letters),)
 
 
 def _constant_index(value: int) -> Index:

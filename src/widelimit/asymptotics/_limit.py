@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .. import scalar
-from .._errors import InputError, InvalidProgramError, UnsupportedError
+from .._errors import InputError, InvalidProgramError
 from .._jax import enable_x64
 from ..gaussian import Accuracy, Estimate
 from ..program import (
@@ -15,11 +15,11 @@ from ..program import (
     Tensor,
     TensorArg,
     TensorProgram,
-    Transpose,
     Vector,
+    check_ratios,
 )
 from ..scalar import Expr
-from ..transform import at_ratios
+from ..transform import at_ratios, detranspose
 from ._engine import Engine, Side
 
 # Independent scrambles, where a number needs random points.
@@ -32,7 +32,7 @@ class ProgramLimit:
     """Means, covariances and expectations of the lines of a program in the limit.
 
     Args:
-        program: a program without transposes.
+        program: any program; transposes are removed by `detranspose` first.
         ratios: widths over their common scale.
         inputs: the arrays of its Input lines.
     """
@@ -45,12 +45,16 @@ class ProgramLimit:
     ) -> None:
         self._program, self._inputs = program, dict(inputs or {})
         self.ratios = dict(ratios or {})
+        done = detranspose(program, self.ratios)
+        self._solved, self._place = done.program, done.place
         self._engines: dict[Accuracy, Engine] = {}
 
     def mean(self, line: int) -> Estimate:
         """E Z of a line, of its index shape."""
         self._vector(line)
-        return self._estimate(lambda e: e.mean_array(line), self._shape(line))
+        return self._estimate(
+            lambda e: e.mean_array(self._place[line]), self._shape(line)
+        )
 
     def cov(self, x: int, y: int) -> Estimate:
         """The covariance of two lines, of shape I + I'."""
@@ -64,7 +68,8 @@ class ProgramLimit:
                 0.0,
                 "independent: different dimension classes",
             )
-        return self._estimate(lambda e: e.pair_array(x, y, (0, 0)), shape)
+        a, b = self._place[x], self._place[y]
+        return self._estimate(lambda e: e.pair_array(a, b, (0, 0)), shape)
 
     def expect(self, f: Callable[..., Any] | Expr, *lines: int) -> Estimate:
         """E f(Z of the lines); scalars of the program may be arguments too."""
@@ -83,12 +88,18 @@ class ProgramLimit:
         order = {r: i for i, r in enumerate((*xs, *scalars))}
         places = [scalar.Arg(order[r]) for r in lines]
         shape = self._shape(xs[0])
-        args = tuple(TensorArg(r, tuple(range(len(self._shape(r))))) for r in scalars)
-        moment = Moment(
-            name="expectation_", fn=scalar.substitute(fn, places), xs=xs, tensors=args
+        place = self._place
+        args = tuple(
+            TensorArg(place[r], tuple(range(len(self._shape(r))))) for r in scalars
         )
-        extended = TensorProgram((*self._program.lines, moment))
-        ref = len(self._program.lines)
+        moment = Moment(
+            name="expectation_",
+            fn=scalar.substitute(fn, places),
+            xs=tuple(place[r] for r in xs),
+            tensors=args,
+        )
+        extended = TensorProgram((*self._solved.lines, moment))
+        ref = len(self._solved.lines)
         return self._estimate(lambda e: e.tensor(0, ref), shape, extended)
 
     def value(self, line: int) -> Estimate:
@@ -98,7 +109,9 @@ class ProgramLimit:
                 f"Line `{self._program.lines[line].name}` is not a scalar: ask for its "
                 "mean, covariance or an expectation."
             )
-        return self._estimate(lambda e: e.tensor(0, line), self._shape(line))
+        return self._estimate(
+            lambda e: e.tensor(0, self._place[line]), self._shape(line)
+        )
 
     def _vector(self, line: int) -> None:
         t = self._program.types[line]
@@ -128,9 +141,6 @@ class ProgramLimit:
             engine = self._engine(Accuracy(), program)
             value = _array(ask(engine), shape)
             routes = dict(engine.routes)
-            coarse = value
-            if not all(routes.values()):
-                coarse = _array(ask(self._engine(Accuracy(level=0), program)), shape)
             if any("QMC" in r for r in routes):
                 draws = [value]
                 for s in range(1, _SCRAMBLES):
@@ -140,8 +150,11 @@ class ProgramLimit:
                 stderr = np.std(draws, axis=0, ddof=1) / len(draws) ** 0.5
                 # Student's t at 99 % with 7 degrees of freedom is 3.50.
                 return _result(mean, 3.5 * stderr, stderr, _route(routes))
+            coarse = value
+            if not all(routes.values()):
+                coarse = _array(ask(self._engine(Accuracy(level=0), program)), shape)
         scale = max(float(np.max(np.abs(value), initial=0.0)), 1e-300)
-        error = np.abs(value - coarse) + _ROUNDING * scale * len(self._program.lines)
+        error = np.abs(value - coarse) + _ROUNDING * scale * len(self._solved.lines)
         return _result(value, error, np.zeros(shape), _route(routes))
 
     def _engine(self, accuracy: Accuracy, program: TensorProgram | None) -> Engine:
@@ -149,7 +162,7 @@ class ProgramLimit:
             return Engine((Side(program, self._inputs),), accuracy)
         if accuracy not in self._engines:
             self._engines[accuracy] = Engine(
-                (Side(self._program, self._inputs),), accuracy
+                (Side(self._solved, self._inputs),), accuracy
             )
         return self._engines[accuracy]
 
@@ -159,38 +172,13 @@ def limit(
     ratios: Mapping[str, float] | None = None,
     inputs: Mapping[str, Any] | None = None,
 ) -> ProgramLimit:
-    """The limit of a program without transposes (Yang 2019, theorem 4).
+    """The limit of a program (Yang 2019, theorem 4; with transposes theorem 6).
 
     Raises:
-        UnsupportedError: the program uses a transpose.
         InputError: a ratio is not positive, or names no width of the program.
     """
-    for line in program.lines:
-        if isinstance(line, Transpose):
-            where = f" ({line.source})" if line.source else ""
-            raise UnsupportedError(
-                f"Line `{line.name}`{where} transposes a matrix: the limit of programs "
-                "with transposes is not available in this version. `simulate` runs "
-                "them; where independence of the forward matrix is meant, use a fresh "
-                "matrix."
-            )
-    names = {n for d in _dims(program) for n, _ in d.terms}
-    for name, ratio in (ratios or {}).items():
-        if name not in names:
-            raise InputError(
-                f"ratios names the width {name!r}; the program has "
-                f"{', '.join(sorted(names))}."
-            )
-        if not ratio > 0 or not np.isfinite(ratio):
-            raise InputError(f"The ratio of {name!r} should be positive, got {ratio}.")
+    check_ratios(program, ratios)
     return ProgramLimit(at_ratios(program, ratios), ratios, inputs)
-
-
-def _dims(program: TensorProgram) -> list[Any]:
-    dims = []
-    for t in program.types:
-        dims += [getattr(t, a) for a in ("dim", "rows", "cols") if hasattr(t, a)]
-    return dims
 
 
 def _array(value: Any, shape: Sequence[int]) -> np.ndarray:

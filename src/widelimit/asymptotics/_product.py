@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .._jax import is_concrete
 from ..program import AxisMap, compose
 from ._index import Index, Letter, Letters
 
@@ -65,6 +66,25 @@ def materialise(total: Sum, letters: Letters, out: Sequence[Letter]) -> Any:
     for a in arrays[1:]:
         result = result + a
     return result
+
+
+def is_zero(array: Any) -> bool:
+    """Whether an array is known to hold nothing but zeros."""
+    return is_concrete(array) and not np.any(array)
+
+
+def total_of(parts: Sequence[Any]) -> Any:
+    """The sum of arrays, zero where it is the rounding of what cancels in it.
+
+    Noise in the place of a zero would bring in a vector that is not there. Numbers that
+    are traced are not known here, and simply added.
+    """
+    total = sum(parts[1:], parts[0])
+    if len(parts) == 1 or not is_concrete(total):
+        return total
+    size = sum((np.abs(a) for a in parts[1:]), np.abs(parts[0]))
+    noise = 64 * float(jnp.finfo(jnp.result_type(float, total)).eps)
+    return jnp.where(np.abs(total) <= noise * size, 0.0, total)
 
 
 def _evaluate(product: Product, letters: Letters, out: tuple[Letter, ...]) -> Any:

@@ -11,3 +11,4 @@ from ._expect import is_exact as is_exact
 from ._expect import route as route
 from ._growth import growth as growth
 from ._host import estimate as estimate
+from ._jumps import may_jump as may_jump

@@ -26,7 +26,13 @@ from ._factors import as_function, merge, multiply, summands, used
 from ._hermite import hermite_dual
 from ._piecewise import Kinks, find_kinks, leaf_kinks, parity
 from ._price import derive, with_derivative
-from ._qmc import LOG2_POINTS, normal_points, psd_root
+from ._qmc import (
+    LOG2_POINTS,
+    SCRAMBLES,
+    all_normal_points,
+    normal_points,
+    psd_root,
+)
 from ._quadrature import (
     density_times,
     mean_smooth,
@@ -44,6 +50,8 @@ _FEW_KINKS = 12
 _EXACT = ("closed form", "polynomial", "constant")
 _MAX_PEELED_DEGREE = 4
 _MAX_TERMS = 32
+# In the place of the number of a scramble: it is the last parameter instead.
+_LAST_PARAMETER = -1
 
 _routes: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar(
     "routes", default=None
@@ -115,9 +123,12 @@ def expect(
         broadcast together, and what depends on one leaf is computed in the shape of
         that leaf.
     """
-    law = _cast(
-        _Law(tuple(means), tuple(tuple(row) for row in cov), tuple(params), accuracy)
-    )
+    params = tuple(params)
+    if 0 < accuracy.scramble < SCRAMBLES:
+        # Which scramble is an argument, so that all but the first compile once.
+        params += (accuracy.scramble,)
+        accuracy = dataclasses.replace(accuracy, scramble=_LAST_PARAMETER)
+    law = _cast(_Law(tuple(means), tuple(tuple(row) for row in cov), params, accuracy))
     if _routes.get() is not None:
         # What is recorded must run, not be found in a cache.
         return _product(tuple(factors), law)
@@ -556,7 +567,12 @@ def _tensor_rule(factors: tuple[Expr, ...], law: _Law) -> Array:
 
 def _qmc_rule(factors: tuple[Expr, ...], law: _Law) -> Array:
     log2_count = LOG2_POINTS[law.accuracy.level]
-    points = normal_points(law.d, log2_count, law.accuracy.scramble)
+    if law.accuracy.scramble == _LAST_PARAMETER:
+        scramble = law.params[-1].astype(int)
+        table = jnp.asarray(all_normal_points(law.d, log2_count), law.dtype)
+        points = table[scramble]
+    else:
+        points = normal_points(law.d, log2_count, law.accuracy.scramble)
     weights = points[:, 0] * 0.0 + 2.0**-log2_count
     return _points_rule(factors, law, points, weights)
 

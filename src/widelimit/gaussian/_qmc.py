@@ -16,7 +16,7 @@ LOG2_POINTS = (10, 13, 14)
 """Base-2 logarithm of the number of points at each level of accuracy."""
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=64)
 def normal_points(dimension: int, log2_count: int, scramble: int) -> np.ndarray:
     """Scrambled Sobol points, mapped to N(0, I): shape (2**log2_count, dimension).
 
@@ -35,6 +35,17 @@ def normal_points(dimension: int, log2_count: int, scramble: int) -> np.ndarray:
         uniform = qmc.Sobol(dimension, scramble=True, rng=rng).random_base2(log2_count)
     tiny = 2.0**-64
     return ndtri(np.clip(uniform, tiny, 1.0 - 2.0**-53))
+
+
+SCRAMBLES = 16
+"""How many scrambles `all_normal_points` holds."""
+
+
+@functools.lru_cache(maxsize=16)
+def all_normal_points(dimension: int, log2_count: int) -> np.ndarray:
+    """`normal_points` of the first scrambles, stacked."""
+    each = [normal_points(dimension, log2_count, s) for s in range(SCRAMBLES)]
+    return np.stack(each)
 
 
 def psd_root(

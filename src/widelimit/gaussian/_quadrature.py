@@ -64,7 +64,7 @@ def legendre(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def accumulate(
-    points: np.ndarray, size: int, term: Callable[[Array], Array], dtype: Any
+    points: Array, size: int, term: Callable[[Array], Array], dtype: Any
 ) -> Array:
     """Sum `term(rows)` over blocks of rows of `points`, sized to bound the memory.
 
@@ -77,9 +77,9 @@ def accumulate(
     """
     block = max(1, min(len(points), _ELEMENTS // max(size, 1)))
     blocks = -(-len(points) // block)
-    padded = np.zeros((blocks * block, points.shape[1]))
-    padded[: len(points)] = points
-    rows = jnp.asarray(padded, dtype).reshape(blocks, block, points.shape[1])
+    missing = blocks * block - len(points)
+    rows = jnp.pad(jnp.asarray(points, dtype), ((0, missing), (0, 0)))
+    rows = rows.reshape(blocks, block, points.shape[1])
     if blocks == 1:
         return term(rows[0])
     start = term(rows[0])
@@ -217,8 +217,8 @@ def tensor_rule(dimension: int, level: int) -> tuple[np.ndarray, np.ndarray]:
 
 def weighted_sum(
     f: Expr,
-    points: np.ndarray,
-    weights: np.ndarray,
+    points: Array,
+    weights: Array,
     means: Sequence[Array],
     root: Sequence[Sequence[Array | None]],
     params: Sequence[Array],
@@ -240,7 +240,8 @@ def weighted_sum(
         value = evaluate(f, [*leaves, *(p[..., None] for p in params)])
         return jnp.broadcast_to(jnp.sum(value * rows[:, -1], axis=-1), shape)
 
-    columns = np.concatenate([points, weights[:, None]], axis=1)
+    join = np if isinstance(points, np.ndarray) else jnp
+    columns = join.concatenate([points, weights[:, None]], axis=1)
     return accumulate(columns, int(np.prod(shape)), term, dtype)
 
 

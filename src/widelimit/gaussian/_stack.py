@@ -74,12 +74,14 @@ def _stack(atoms: Sequence[Atom], moved: bool) -> Stack:
         return Stack(atoms[0], np.zeros((1, 0)))
     fields = {k: float(bool(getattr(atoms[0], k))) for k in _FIELDS}
     length = max(len(x.poly) for x in atoms)
-    rows = np.array([[*x.poly, *(0.0,) * (length - len(x.poly))] for x in atoms]).real
+    padded = [[*x.poly, *(0.0,) * (length - len(x.poly))] for x in atoms]
+    rows = np.asarray(np.real(padded))
+    filled = np.flatnonzero(np.any(rows, axis=0))
     structure = dataclasses.replace(
         atoms[0],
-        poly=tuple(float(c) for c in rows.any(axis=0)),
+        poly=tuple(float(k in filled) for k in range(length)),
         **{**fields, "t": float(moved)},
     )
     numbers = np.array([[getattr(x, k) for k in _FIELDS] for x in atoms])
     used = [bool(getattr(structure, k)) for k in _FIELDS]
-    return Stack(structure, np.hstack([numbers[:, used], rows[:, rows.any(axis=0)]]))
+    return Stack(structure, np.hstack([numbers[:, used], rows[:, filled]]))

@@ -2,6 +2,7 @@
 
 from ._build import ProgramBuilder as ProgramBuilder
 from ._classes import classes as classes
+from ._function import appearance as appearance
 from ._function import canonical as canonical
 from ._handles import Handle as Handle
 from ._index import letter_names as letter_names
@@ -24,6 +25,7 @@ from ._lines import Primitive as Primitive
 from ._lines import Ratio as Ratio
 from ._lines import Readout as Readout
 from ._lines import Ref as Ref
+from ._lines import Regression as Regression
 from ._lines import Tensor as Tensor
 from ._lines import TensorArg as TensorArg
 from ._lines import Term as Term
@@ -38,6 +40,8 @@ from ._parse import parse as parse
 from ._program import TensorProgram as TensorProgram
 from ._program import operands as operands
 from ._program import type_of as type_of
+from ._ratios import check_ratios as check_ratios
+from ._regression import regress as regress
 from ._rewrite import renumber as renumber
 from ._run import spread as spread
 from ._scalars import ScalarHandle as ScalarHandle

@@ -1,7 +1,7 @@
 """The right sides of definitions, read from text."""
 
 import ast
-from typing import assert_never
+from typing import Any, assert_never
 
 from .._errors import ParseError
 from ._lines import (
@@ -22,6 +22,7 @@ from ._lines import (
     Ratio,
     Readout,
     Ref,
+    Regression,
     Tensor,
     TensorArg,
     Term,
@@ -34,7 +35,7 @@ from ._literal import parse_array, parse_dim, parse_param
 from ._operands import Operands, Scope, bounds
 from ._tokens import Tokens
 
-_TENSORS = "E[..], input(..), constant(..), map(..), ratio(..)"
+_MAPS = "input(..), constant(..), map(..), ratio(..), primitive(..) or regression(..)"
 
 
 class Body(Operands):
@@ -95,35 +96,38 @@ class Body(Operands):
         if t.take("E"):
             fn, xs, tensors = self.function(t.group("[", "]"))
             return Moment(name=name, fn=fn, xs=xs, tensors=tensors)
-        word = t.name(f"{_TENSORS} or primitive(..)")
-        inside = t.group("(", ")")
+        word = t.name(f"E[..], {_MAPS}")
+        op, args = self.map_of(word, t.group("(", ")"))
+        return Map(name=name, op=op, args=args, shape=shape)
+
+    def map_of(self, word: str, inside: Tokens) -> tuple[Any, tuple[Ref, ...]]:
+        """What a map does, by its name, and the tensors it takes."""
         match word:
             case "input":
                 key = ast.literal_eval(inside.string("the key of the input in quotes"))
                 inside.end()
-                return Map(name=name, op=Input(key), args=(), shape=shape)
+                return Input(key), ()
             case "constant":
                 value = parse_array(inside.text)
                 if not isinstance(value, Array):
                     raise ParseError("expected an array: a list, or float64(number)")
-                return Map(name=name, op=Constant(value), args=(), shape=shape)
+                return Constant(value), ()
             case "map":
                 fn, xs, tensors = self.function(inside)
                 if xs:
                     raise ParseError("a map takes tensors; expected E[..] for a vector")
                 op = Elementwise(fn, tuple(a.letters for a in tensors))
-                return Map(
-                    name=name, op=op, args=tuple(a.ref for a in tensors), shape=shape
-                )
+                return op, tuple(a.ref for a in tensors)
             case "ratio":
                 dims = [parse_dim(part.text) for part in inside.split()]
                 if len(dims) != 2:
                     raise ParseError("expected two widths in `ratio(..)`")
-                return Map(name=name, op=Ratio(*dims), args=(), shape=shape)
+                return Ratio(*dims), ()
             case "primitive":
-                op, args = self.primitive(inside)
-                return Map(name=name, op=op, args=args, shape=shape)
-        raise ParseError(f"expected {_TENSORS} or primitive(..), found `{word}`")
+                return self.primitive(inside)
+            case "regression":
+                return self.regression(inside)
+        raise ParseError(f"expected E[..], {_MAPS}, found `{word}`")
 
     def primitive(self, t: Tokens) -> tuple[Primitive, tuple[Ref, ...]]:
         first, *rest = t.until(";").split() or [Tokens("", [])]
@@ -136,6 +140,15 @@ class Body(Operands):
                 part.expect("=")
                 params.append((key, parse_param(part.until().text)))
         return Primitive(name, tuple(params)), args
+
+    def regression(self, t: Tokens) -> tuple[Regression, tuple[Ref, ...]]:
+        part = t.size()
+        groups = []
+        for _ in range(2):
+            t.expect(";")
+            groups.append([self.scope.only_ref(p) for p in t.until(";").split()])
+        t.end()
+        return Regression(part, len(groups[1])), (*groups[0], *groups[1])
 
     def vecin(self) -> VecIn:
         given = self.keywords(("mean", "std", "cov", "per_example"))

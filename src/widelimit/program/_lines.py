@@ -396,11 +396,24 @@ class Primitive:
     equation: Any = dataclasses.field(default=None, compare=False, repr=False)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Regression:
+    """Block `part` of C^+ b, the coefficients of a linear regression.
+
+    The arguments are the blocks C[k, l] for k <= l < blocks in the order of rows, of
+    shape I_k + I_l, and then the blocks b[k], of shape I_k + P; the result has the
+    shape I_part + P. C is symmetric and may be singular: C^+ is its pseudo-inverse.
+    """
+
+    part: int
+    blocks: int
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Map(_Line):
     """Tensors to a tensor."""
 
-    op: Input | Constant | Elementwise | Ratio | Primitive
+    op: Input | Constant | Elementwise | Ratio | Primitive | Regression
     args: tuple[Ref, ...]
     shape: tuple[int, ...]
 

@@ -22,6 +22,7 @@ from ._lines import (
     Ratio,
     Readout,
     Ref,
+    Regression,
     Tensor,
     TensorArg,
     Transpose,
@@ -31,6 +32,7 @@ from ._lines import (
     check,
     prod,
 )
+from ._regression import block_index
 
 Types = Sequence[Type]
 
@@ -205,7 +207,30 @@ def _map_type(line: Map, types: Types) -> Type:
             args = tuple(map(TensorArg, line.args, letters))
             _check_tensors(line, args, types, line.shape)
             _check_arity(line, fn, len(args))
+        case Regression():
+            _check_regression(line, line.op, [types[r].shape for r in line.args])
     return Tensor(line.shape)
+
+
+def _check_regression(
+    line: Map, op: Regression, given: Sequence[tuple[int, ...]]
+) -> None:
+    count = op.blocks
+    needed = count * (count + 1) // 2 + count
+    ok = 0 <= op.part < count and len(given) == needed
+    check(ok, line, f"{count} blocks need {needed} tensors and a part below {count}")
+    squares = [given[block_index(k, k, count)] for k in range(count)]
+    shapes = [s[: len(s) // 2] for s in squares]
+    tail = given[-count][len(shapes[0]) :]
+    for k in range(count):
+        for m in range(k, count):
+            shape, wanted = given[block_index(k, m, count)], shapes[k] + shapes[m]
+            message = f"block ({k}, {m}) has shape {shape}, not {wanted}"
+            check(shape == wanted, line, message)
+        shape, wanted = given[k - count], shapes[k] + tail
+        check(shape == wanted, line, f"block b[{k}] has shape {shape}, not {wanted}")
+    wanted = shapes[op.part] + tail
+    check(line.shape == wanted, line, f"its shape is {line.shape}, not {wanted}")
 
 
 def _check_arity(line: Line, fn: Expr, given: int) -> None:

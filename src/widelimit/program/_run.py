@@ -28,6 +28,7 @@ from ._lines import (
     Ratio,
     Readout,
     Ref,
+    Regression,
     TensorArg,
     Term,
     Transpose,
@@ -36,6 +37,7 @@ from ._lines import (
     Vector,
 )
 from ._program import TensorProgram
+from ._regression import regress
 from ._source import at
 
 
@@ -221,6 +223,8 @@ class Run:
                 return jnp.asarray(ratio, self.dtype)
             case Primitive():
                 return self.primitive(line, line.op)
+            case Regression(part, blocks):
+                return regress(part, blocks, [self.env[r] for r in line.args])
             case _:
                 assert_never(line.op)
 

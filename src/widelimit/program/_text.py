@@ -14,7 +14,8 @@ Letters in brackets on the left are the positions of the family, letters of `sum
 summed. An index outside its axis reads as zero. `1` is the vector of ones. Inside
 `nonlin(..)`, `E[..]` and `map(..)` stand the operations of `widelimit.scalar`; a
 function whose arguments are not read once each, in order, lists them after a
-semicolon: `nonlin(u0 * u1; u0=y, u1=y)`. What follows `#` carries nothing.
+semicolon: `nonlin(u0 * u1; u0=y, u1=y)`. `regression(part; C..; b..)` is a block of
+C^+ b. What follows `#` carries nothing.
 """
 
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ from ._lines import (
     Ratio,
     Readout,
     Ref,
+    Regression,
     Tensor,
     TensorArg,
     Term,
@@ -189,6 +191,10 @@ class _Writer:
                 args = "".join(f", {self.name(r)}" for r in line.args)
                 pairs = ", ".join(f"{k}={param_text(v)}" for k, v in params)
                 return f"primitive({name!r}{args}{'; ' if pairs else ''}{pairs})"
+            case Regression(part, blocks):
+                names = [self.name(r) for r in line.args]
+                left, right = ", ".join(names[:-blocks]), ", ".join(names[-blocks:])
+                return f"regression({part}; {left}; {right})"
             case _:
                 assert_never(line.op)
 

@@ -1,6 +1,7 @@
 """Program to program: one pass a file, and the pipeline that runs them.
 
-Every pass keeps the values of the lines that are kept, at every finite width.
+Every pass of the pipeline keeps the values of the lines that are kept, at every finite
+width. `detranspose` stands beside it: it keeps limits.
 """
 
 from ._at_ratios import at_ratios as at_ratios
@@ -8,6 +9,7 @@ from ._backprop import Backprop as Backprop
 from ._backprop import Gradients as Gradients
 from ._backprop import MatrixUse as MatrixUse
 from ._backprop import backprop as backprop
+from ._detranspose import detranspose as detranspose
 from ._drop_dead import drop_dead as drop_dead
 from ._merge_equal import merge_equal as merge_equal
 from ._pipeline import STAGES as STAGES

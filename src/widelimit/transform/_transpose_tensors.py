@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import scalar
-from .._errors import InvalidProgramError
+from .._errors import InvalidProgramError, UnsupportedError
 from .._jax import bind
 from ..program import (
     Constant,
@@ -18,6 +18,7 @@ from ..program import (
     Primitive,
     Ratio,
     Ref,
+    Regression,
     TensorArg,
     at,
     spread,
@@ -37,6 +38,11 @@ def tensor_map(adj: Adjoints, line: Map, dt: Ref) -> None:
             _primitive(adj, line, line.op, dt)
         case Input() | Constant() | Ratio():
             pass
+        case Regression():
+            raise UnsupportedError(
+                f"Line `{line.name}` is the regression of a program whose transposes "
+                "were removed: take the gradient first, and detranspose the result."
+            )
         case _:
             assert_never(line.op)
 
