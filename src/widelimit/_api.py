@@ -19,10 +19,18 @@ from .asymptotics import Engine, ProgramLimit, Side
 from .asymptotics import limit as limit_of_program
 from .gaussian import Estimate
 from .kernels import BlockKernel, PairKernel
-from .program import Handle, ProgramBuilder, TensorProgram
+from .program import Handle, ProgramBuilder, TensorProgram, dims
 from .program import parse as parse_program
 from .report import Explanation, Formula, explain, formula
-from .trace import Constant, Network, Normal, Traced, compile_network, path_name
+from .trace import (
+    Constant,
+    Network,
+    Normal,
+    Traced,
+    compile_network,
+    path_name,
+    widths_in,
+)
 from .transform import Gradients, detranspose, normal_form
 from .transform import backprop as backprop_of_program
 
@@ -303,6 +311,7 @@ class Limit:
         self, f: Callable[..., Any], params: Any, trace_axes: tuple[int, ...]
     ) -> None:
         self.f, self.params, self.trace_axes = f, params, trace_axes
+        self._programs: dict[Any, Network] = {}
         self._networks: dict[Any, Network] = {}
         self._kernels: dict[Any, BlockKernel] = {}
         self._coupling: dict[Any, bool] = {}
@@ -446,7 +455,7 @@ class Limit:
         It is that of one input, unless inputs of a batch interact.
         """
         x = self._inputs(x, "x")
-        return self._network(_struct(x), self._is_coupled(x)).program
+        return self._traced(_struct(x), self._is_coupled(x)).program
 
     def formula(self, x: Any) -> Formula:
         """The kernel recursion that the program became: text, or `.latex()`."""
@@ -456,8 +465,12 @@ class Limit:
     def explain(self, x: Any) -> Explanation:
         """Which theorem holds and why: orders, hypotheses, routes, dropped terms."""
         x = self._inputs(x, "x")
-        network = self._network(_struct(x), self._is_coupled(x))
-        return explain(self._engine(x), network)
+        batch = self._is_coupled(x)
+        network, traced = (
+            self._network(_struct(x), batch),
+            self._traced(_struct(x), batch),
+        )
+        return explain(self._engine(x), network, traced.program)
 
     def _engine(self, x: Any) -> Engine:
         """The engine after the kernel of the first two inputs was asked of it."""
@@ -546,16 +559,32 @@ class Limit:
     # Compiling ------------------------------------------------------------------------
 
     def _network(self, x: Any, batch: bool = False) -> Network:
-        """The compiled network for inputs of a shape: of one, or of a whole batch."""
+        """The compiled network, whose program uses no matrix and its transpose."""
         one = x if batch else _with_rows(x, 1)
         key = (_key(one), batch)
         if key not in self._networks:
+            traced = self._traced(x, batch)
+            ratios = {k: float(w.ratio) for k, w in widths_in(self.params).items()}
+            used = {
+                n for t in traced.program.types for d in dims(t) for n, _ in d.terms
+            }
+            known = {k: r for k, r in ratios.items() if k in used}
+            done = detranspose(traced.program, known)
+            self._networks[key] = traced.moved(done.program, done.place)
+        return self._networks[key]
+
+    def _traced(self, x: Any, batch: bool) -> Network:
+        """The network as traced, for inputs of a shape: of one, or of a whole batch."""
+        one = x if batch else _with_rows(x, 1)
+        key = (_key(one), batch)
+        if key not in self._programs:
             draws = () if batch else fresh_draws(self.f, self.params, x)
             network = compile_network(self.f, self.params, one, draws)
             done = normal_form(network.program, network.needed)
-            self._networks[key] = network.moved(done.program, done.place)
-            self._check_output(self._networks[key], one)
-        return self._networks[key]
+            network = network.moved(done.program, done.place)
+            self._check_output(network, one)
+            self._programs[key] = network
+        return self._programs[key]
 
     def _second_network(self, one: Any, two: Any) -> Network:
         try:

@@ -43,6 +43,7 @@ from ._program import type_of as type_of
 from ._ratios import check_ratios as check_ratios
 from ._regression import regress as regress
 from ._rewrite import renumber as renumber
+from ._run import dims as dims
 from ._run import spread as spread
 from ._scalars import ScalarHandle as ScalarHandle
 from ._simulate import Simulation as Simulation

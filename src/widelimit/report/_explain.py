@@ -8,7 +8,7 @@ import numpy as np
 from .. import scalar
 from ..asymptotics import Engine
 from ..gaussian import growth
-from ..program import MatIn, MatMul, Moment, Nonlin
+from ..program import MatIn, MatMul, Moment, Nonlin, TensorProgram, Transpose
 from ..trace import Network
 
 
@@ -84,16 +84,35 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain(engine: Engine, network: Network) -> Explanation:
-    """What holds for a network at the inputs of an engine."""
+def explain(engine: Engine, network: Network, program: TensorProgram) -> Explanation:
+    """What holds for a network at the inputs of an engine.
+
+    Args:
+        engine: after its kernel was computed.
+        network: what was computed, without transposes.
+        program: the program as traced.
+    """
     orders = {"output": network.output, **network.taps}
     return Explanation(
-        "Theorem 4 of Yang (2019): the program has no transposes.",
+        _theorem(program),
         {name: str(t.power) for name, t in orders.items()},
         _growth(network),
         tuple(_ranks(engine, network)),
         dict(engine.routes),
         network.notes,
+    )
+
+
+def _theorem(program: TensorProgram) -> str:
+    transposed = [line for line in program.lines if isinstance(line, Transpose)]
+    if not transposed:
+        return "Theorem 4 of Yang (2019): the program has no transposes."
+    names = ", ".join(
+        dict.fromkeys(program.lines[line.matrix].name for line in transposed)
+    )
+    return (
+        "Theorem 6 of Yang (2019): the program uses the transpose of "
+        f"{names}, and what the matrix and its transpose have in common is kept."
     )
 
 
