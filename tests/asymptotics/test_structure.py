@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import norm
 
 import widelimit as wl
+from widelimit.asymptotics import Engine, Side
 
 # The trapezoidal rule, exact to rounding for a function analytic near the real line.
 POINTS = np.linspace(-12.0, 12.0, 961)
@@ -335,12 +336,14 @@ def test_a_maximum_of_five_is_an_honest_random_estimate():
 
 
 # ------------------------------------------------------------------------------ errors
-def test_a_transpose_is_refused_with_advice():
+def test_the_engine_refuses_a_transpose_with_advice():
     p = wl.Program()
     x, A = p.vector("x", "n"), p.matrix("A", ("n", "n"))
-    _ = (A.T @ (A @ x)).named("y")
-    with pytest.raises(wl.UnsupportedError, match=r"(?s)transpose.*fresh matrix"):
-        p.limit()
+    y = (A.T @ (A @ x)).named("y")
+    engine = Engine([Side(p.tensor_program, {})])
+    with pytest.raises(wl.UnsupportedError, match=r"transpose `A_T`.*detranspose"):
+        engine.pair_array(y.ref, y.ref, (0, 0))
+    assert float(p.limit().cov("y", "y")) == pytest.approx(2.0)
 
 
 def test_a_ratio_of_an_unknown_width_is_refused():

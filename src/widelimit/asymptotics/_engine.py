@@ -676,9 +676,11 @@ class Engine:
         matrix = self.sides[u.side].program.lines[line.matrix]
         if not isinstance(matrix, MatIn):
             raise UnsupportedError(
-                f"Line `{line.name}` multiplies by the transpose `{matrix.name}`: the "
-                "limit of programs with transposes is not available in this version. "
-                "Use `simulate`, or a fresh matrix where independence is meant."
+                f"Line `{line.name}` multiplies by the transpose `{matrix.name}`, and "
+                "the recursion is for programs without transposes: detranspose the "
+                "program first, as the limit of a hand-written program does; the limit "
+                "of a network does not in this version. Use a fresh matrix where "
+                "independence is meant."
             )
         return matrix
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -111,6 +112,8 @@ class Emitter:
 def _canonical(
     fn: Expr, xs: Sequence[Ref], tensors: Sequence[TensorArg]
 ) -> tuple[Expr, tuple[Ref, ...], tuple[TensorArg, ...]]:
-    leaves: list = [*xs]
+    vectors: list[Any]
+    args: list[Any]
+    leaves: list[Any] = [*xs]
     fn, vectors, args = canonical(fn, leaves, [*tensors])
     return fn, tuple(vectors), tuple(args)
