@@ -43,13 +43,18 @@ SYMMETRIC = {"U": PARAMS["U"], "A": wl.normal((n, n), std=0.7), "v": PARAMS["v"]
 
 
 @pytest.mark.parametrize(
-    ("f", "params"), [(autoencoder, PARAMS), (symmetric, SYMMETRIC)]
+    ("f", "params"),
+    [
+        (autoencoder, PARAMS),
+        pytest.param(symmetric, SYMMETRIC, marks=pytest.mark.slow),
+    ],
 )
 def test_limit_agrees_with_finite_networks(f, params):
     result = wl.limit(f, params).check(X, widths=(64, 512), seeds=16)
     assert result.passed, str(result)
 
 
+@pytest.mark.slow
 def test_a_tied_decoder_is_not_an_independent_one():
     tied = wl.limit(autoencoder, PARAMS).forward(X)["back"]
     free = {**PARAMS, "Q": wl.normal((n, m), std=1.2)}

@@ -293,6 +293,7 @@ r  : G[m]    := A @ u
 """
 
 
+@pytest.mark.slow
 def test_dependent_products_through_one_matrix() -> None:
     """Four products of which two are independent: the regression is singular."""
     agree(wl.parse(DEPENDENT), {"m": 2.0}, ["x1", "x2", "w", "v", "r", "z"])
@@ -359,6 +360,7 @@ b[i<3]  : G[n]    := sum_{k<2} WT[k] @ p[i - k]
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "lines"),
     [

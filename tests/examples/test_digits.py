@@ -72,7 +72,9 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", ["mlp", "cnn", pytest.param("rnn", marks=pytest.mark.slow)]
+)
 def test_kernels_are_those_computed_by_hand(name):
     f, params, kernel = NETWORKS[name]
     k = wl.limit(f, params).nngp(IMAGES)

@@ -121,7 +121,15 @@ def f_out(f, theta, x):
 
 @pytest.mark.parametrize(
     ("case", "axes"),
-    [*((case, (-1,)) for case in CASES), *((c, ()) for c in ("mlp", "cnn", "rnn"))],
+    [
+        ("mlp", ()),
+        ("rnn", (-1,)),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in [(c, (-1,)) for c in CASES if c != "rnn"]
+            + [("cnn", ()), ("rnn", ())]
+        ),
+    ],
 )
 def test_kernel_equals_the_contraction_of_whole_jacobians(case, axes):
     function, params, x1, x2 = CASES[case]

@@ -60,6 +60,7 @@ def network(kind, parameterization, biases=True, s=1, outputs=2):
     return net.at(n=8 * s, m=12 * s, key=KEY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [dense, conv])
 def test_one_draw_is_one_function_with_three_kernels(kind):
     """Per parameter the kernels differ by the squared factor of the paper's tables."""
@@ -190,6 +191,7 @@ def test_the_scale_of_a_joined_fan_in():
     np.testing.assert_allclose(ratio, 1 / math.sqrt(s), rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_a_standard_deviation_may_be_traced_or_zero():
     x = X
 

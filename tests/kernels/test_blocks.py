@@ -94,6 +94,7 @@ def network(p, x):
     return x.mean(1) @ p["v"] / np.sqrt(x.shape[-1])
 
 
+@pytest.mark.slow
 def test_inside_a_jit_and_a_gradient_the_kernel_is_the_same():
     net = wl.limit(network, conv)
     x = jnp.asarray(RNG.normal(size=(4, 6, 1)))

@@ -78,6 +78,7 @@ def test_the_diagonal_is_exact_in_single_precision(depth, bias):
         np.testing.assert_allclose(np.diag(exact), 1.0, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_single_and_double_precision_agree():
     x, y = RNG.normal(size=(4, 3)), RNG.normal(size=(3, 3))
     for activation in (jax.nn.relu, jax.lax.erf, jnp.tanh):
@@ -238,7 +239,7 @@ def test_no_nan_for_zero_and_repeated_inputs(name):
             assert np.isfinite(grad).all()
 
 
-@pytest.mark.parametrize("name", ["relu", "tanh"])
+@pytest.mark.parametrize("name", ["relu", pytest.param("tanh", marks=SLOW)])
 def test_derivative_in_a_standard_deviation(name):
     x = jnp.asarray(RNG.normal(size=(3, 3)))
 
@@ -251,6 +252,7 @@ def test_derivative_in_a_standard_deviation(name):
     np.testing.assert_allclose(grad, central(total, s), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_derivative_in_another_array_of_the_network():
     x = jnp.asarray(RNG.normal(size=(2, 4, 3)))
 
@@ -301,6 +303,7 @@ def outputs(shape_of):
     return f, params
 
 
+@pytest.mark.slow
 def test_trace_axes():
     f, params = outputs(lambda y: y)
     x, y = RNG.normal(size=(3, 3)), RNG.normal(size=(2, 3))
@@ -314,6 +317,7 @@ def test_trace_axes():
     np.testing.assert_array_equal(same[..., 0, 1], 0.0)
 
 
+@pytest.mark.slow
 def test_an_output_without_axes():
     f, params = outputs(lambda y: y[..., 0] - 2.0 * y[..., 1])
     x = RNG.normal(size=(3, 3))
