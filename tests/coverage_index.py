@@ -15,7 +15,7 @@ _V = wl.normal((n, 1))
 
 
 # --------------------------------------------------------------------- positions
-@covers("slice", "squeeze", "gather", x=SEQUENCE, U=_U3, v=_V, fast=True)
+@covers("slice", "squeeze", "gather", x=SEQUENCE, U=_U3, v=_V)
 def indexing(p: Params, x: Array) -> Array:
     h = relu(apply(p["U"], x))
     picked = h[:, np.array([4, 0, 0])] - h[:, 1:4] + h[:, -1:]

@@ -107,6 +107,7 @@ def test_onsager_terms_cancel_what_the_matrix_remembers() -> None:
     assert float(second) == pytest.approx(wanted[1], abs=2.0 * second.error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [2, pytest.param(4, marks=pytest.mark.slow)], ids=str)
 def test_without_onsager_terms_state_evolution_fails(steps: int) -> None:
     p = message_passing(steps, onsager=False)

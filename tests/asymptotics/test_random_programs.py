@@ -172,6 +172,7 @@ class Forgetful(Engine):
         return super().cov(u, v)
 
 
+@pytest.mark.slow
 def test_an_engine_that_forgets_sharing_is_caught(monkeypatch) -> None:
     monkeypatch.setattr(_limit, "Engine", Forgetful)
     caught = 0

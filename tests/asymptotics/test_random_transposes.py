@@ -97,6 +97,7 @@ def test_a_limit_that_drops_corrections_is_caught(monkeypatch) -> None:
     assert any(wrong(seed, pairs=4) for seed in MUTANT_SEEDS)
 
 
+@pytest.mark.slow
 def test_a_limit_with_partial_derivatives_is_caught(monkeypatch) -> None:
     p = second_moment_of_a_return()
     good = p.limit(RATIOS)

@@ -64,6 +64,7 @@ def test_a_tied_decoder_is_not_an_independent_one():
     assert not result.passed
 
 
+@pytest.mark.slow
 def test_explain_names_the_theorem_and_the_program_keeps_its_transpose():
     net = wl.limit(autoencoder, PARAMS)
     assert "Theorem 6" in str(net.explain(X))

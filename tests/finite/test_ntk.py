@@ -146,6 +146,7 @@ def test_kernel_equals_the_contraction_of_whole_jacobians(case, axes):
     np.testing.assert_allclose(f.ntk(theta, x1), same, rtol=0, atol=scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [0, 30_000])
 @pytest.mark.parametrize("pushed", [False, True])
 @pytest.mark.parametrize("case", ["mlp", "per_token"])
@@ -195,6 +196,7 @@ def with_dropout(p, x):
     return jnp.tanh(jnp.where(keep, 2 * h, 0.0) @ p["W"]) @ p["v"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", [2**29, 0])
 @pytest.mark.parametrize("function", [batch_normed, with_dropout])
 def test_inputs_that_go_together_are_differentiated_together(function, memory):
@@ -270,6 +272,7 @@ def test_what_is_not_trained_has_no_part():
         f.ntk(theta, X)
 
 
+@pytest.mark.slow
 def test_single_precision_and_scalar_outputs():
     def scalar(p, x):
         return mlp(p, x)[:, 0]

@@ -172,6 +172,7 @@ def test_kernels_tend_to_those_of_the_paper(kind, parameterization, biases):
     assert t.max() < 4.5
 
 
+@pytest.mark.slow
 def test_the_naive_kernel_grows_like_the_width():
     widths, sizes = (16, 64, 256), []
     for s in widths:

@@ -56,6 +56,7 @@ def _gates(u, v, w, x):
     return jax.nn.sigmoid(u) * jnp.tanh(v) * jax.nn.sigmoid(w) * jnp.tanh(x)
 
 
+@pytest.mark.slow
 def test_equal_variables_reduce_to_one():
     found = estimate(_gates, np.full(4, 0.3), np.full((4, 4), 1.7))
     one = estimate(lambda z: jax.nn.sigmoid(z) ** 2 * jnp.tanh(z) ** 2, 0.3, 1.7)

@@ -142,6 +142,7 @@ def test_one_data_set_with_positions_is_exactly_symmetric(tiles):
     np.testing.assert_allclose(one, whole, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_data_sets_of_different_lengths():
     params = {"U": wl.normal((2, n)), "v": wl.normal((n, 1))}
 
@@ -327,6 +328,7 @@ def test_an_output_without_axes():
     np.testing.assert_allclose(k, 5.0 * one, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_an_output_with_positions():
     f, params = outputs(lambda y: y)
     x = RNG.normal(size=(2, 4, 3))
