@@ -124,7 +124,7 @@ def test_the_readme_code_runs_as_it_stands(capsys):
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
     assert namespace["k"].shape == (20, 5)
-    assert namespace["y"].shape == (3, 10)
+    assert namespace["outputs"].shape == (3, 10)
     assert namespace["posterior"].mean.shape == (5,)
     assert capsys.readouterr().out
 
