@@ -11,12 +11,7 @@ from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from ._api import Limit as Limit
-    from ._api import LimitOfProgram as LimitOfProgram
-    from ._api import Program as Program
-    from ._api import ProgramGradients as ProgramGradients
-    from ._api import backprop as backprop
     from ._api import limit as limit
-    from ._api import parse as parse
     from ._errors import InputError as InputError
     from ._errors import InvalidProgramError as InvalidProgramError
     from ._errors import NoLimitError as NoLimitError
@@ -24,6 +19,11 @@ if TYPE_CHECKING:
     from ._errors import ShapeMismatchError as ShapeMismatchError
     from ._errors import UnsupportedError as UnsupportedError
     from ._errors import WidelimitError as WidelimitError
+    from ._programs import LimitOfProgram as LimitOfProgram
+    from ._programs import Program as Program
+    from ._programs import ProgramGradients as ProgramGradients
+    from ._programs import backprop as backprop
+    from ._programs import parse as parse
     from .finite import Check as Check
     from .finite import FiniteNetwork as FiniteNetwork
     from .finite import Training as Training
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 # Loaded when first used: `widelimit --help` should not wait for JAX.
 _HOME = {
-    "_api": "Limit LimitOfProgram Program ProgramGradients backprop limit parse",
+    "_api": "Limit limit",
+    "_programs": "LimitOfProgram Program ProgramGradients backprop parse",
     "_errors": "InputError InvalidProgramError NoLimitError ParseError "
     "ShapeMismatchError UnsupportedError WidelimitError",
     "finite": "Check FiniteNetwork Training",

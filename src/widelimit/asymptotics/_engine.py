@@ -678,9 +678,7 @@ class Engine:
             raise UnsupportedError(
                 f"Line `{line.name}` multiplies by the transpose `{matrix.name}`, and "
                 "the recursion is for programs without transposes: detranspose the "
-                "program first, as the limit of a hand-written program does; the limit "
-                "of a network does not in this version. Use a fresh matrix where "
-                "independence is meant."
+                "program first, as `Program.limit` and `wl.limit` do."
             )
         return matrix
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import InputError, ShapeMismatchError
-from ..predict import Linearised, linearised
+from ..predict import Linearised, linearised, positive_rate
 
 Loss = Callable[[Any, Any], Any]
 """loss(outputs, y), a scalar."""
@@ -117,7 +117,7 @@ def train(
             "such as optax.adam(1e-3)."
         )
     if learning_rate is not None:
-        optimizer = _sgd(_positive(learning_rate))
+        optimizer = _sgd(positive_rate(learning_rate))
     if loss is mse:
         _check_targets(jax.eval_shape(apply, dict(variables), rest, x).shape, y.shape)
     run = jax.jit(apply)
@@ -203,15 +203,6 @@ def _steps(steps: Sequence[int]) -> list[int]:
             f"(0, 10, 100), got {steps!r}."
         )
     return [int(s) for s in given]
-
-
-def _positive(learning_rate: Any) -> float:
-    rate = float(learning_rate)
-    if not (np.isfinite(rate) and rate > 0):
-        raise InputError(
-            f"learning_rate should be a positive number, got {learning_rate!r}."
-        )
-    return rate
 
 
 def _check_targets(outputs: tuple[int, ...], y: tuple[int, ...]) -> None:

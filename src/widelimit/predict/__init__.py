@@ -3,5 +3,6 @@
 from ._learning_rate import max_learning_rate as max_learning_rate
 from ._linearised import Linearised as Linearised
 from ._linearised import linearised as linearised
+from ._linearised import positive_rate as positive_rate
 from ._posterior import Posterior as Posterior
 from ._posterior import gp_posterior as gp_posterior

@@ -86,7 +86,7 @@ def linearised(
     symmetric("k_train", matrix, accuracy)
     values, vectors = _eigen(matrix, accuracy)
     times = _times(steps, continuous)
-    z = values * _rate(learning_rate) / targets.size
+    z = values * positive_rate(learning_rate) / targets.size
     error = vectors.T @ (targets - start).reshape(-1, outputs)
     if (k_cross is None) != (f_test is None):
         raise InputError("Give both of `k_cross` and `f_test`, or neither.")
@@ -150,7 +150,8 @@ def _times(steps: Any, continuous: bool) -> np.ndarray:
     return times
 
 
-def _rate(learning_rate: Any) -> float:
+def positive_rate(learning_rate: Any) -> float:
+    """The learning rate as a number, refused where it is not positive and finite."""
     rate = float(learning_rate)
     if not (np.isfinite(rate) and rate > 0):
         raise InputError(

@@ -38,12 +38,13 @@ from ._lines import identity_maps as identity_maps
 from ._matrices import MatrixHandle as MatrixHandle
 from ._parse import parse as parse
 from ._program import TensorProgram as TensorProgram
+from ._program import ancestors as ancestors
 from ._program import operands as operands
 from ._program import type_of as type_of
 from ._ratios import check_ratios as check_ratios
+from ._ratios import width_names as width_names
 from ._regression import regress as regress
 from ._rewrite import renumber as renumber
-from ._run import dims as dims
 from ._run import spread as spread
 from ._scalars import ScalarHandle as ScalarHandle
 from ._simulate import Simulation as Simulation

@@ -99,6 +99,18 @@ def operands(line: Line) -> tuple[Ref, ...]:
             assert_never(line)
 
 
+def ancestors(lines: Sequence[Line], *refs: Ref) -> set[Ref]:
+    """Lines, and all that they depend on."""
+    found: set[Ref] = set()
+    todo = [*refs]
+    while todo:
+        ref = todo.pop()
+        if ref not in found:
+            found.add(ref)
+            todo += operands(lines[ref])
+    return found
+
+
 def type_of(line: Line, types: Types) -> Type:
     """The type of a line, given the types of the earlier ones.
 

@@ -5,6 +5,12 @@ from collections.abc import Mapping
 
 from .._errors import InputError
 from ._program import TensorProgram
+from ._run import dims
+
+
+def width_names(program: TensorProgram) -> set[str]:
+    """The names of the widths of a program."""
+    return {name for t in program.types for d in dims(t) for name, _ in d.terms}
 
 
 def check_ratios(
@@ -15,10 +21,7 @@ def check_ratios(
     Raises:
         InputError: a ratio is not positive, or names no width of the program.
     """
-    names = set()
-    for t in program.types:
-        for dim in (getattr(t, a, None) for a in ("dim", "rows", "cols")):
-            names |= {name for name, _ in dim.terms} if dim is not None else set()
+    names = width_names(program)
     for name, ratio in (ratios or {}).items():
         if name not in names:
             raise InputError(

@@ -4,7 +4,7 @@ import numpy as np
 
 from .._errors import InputError, ShapeMismatchError
 from ._lines import Array, Output, Readout, Ref, Tensor, TensorArg, VecIn, Vector, check
-from ._program import TensorProgram, operands
+from ._program import TensorProgram, ancestors
 from ._source import at
 
 
@@ -97,11 +97,5 @@ def _check_readout(program: TensorProgram, ref: Ref, line: Readout) -> None:
     assert isinstance(v, VecIn)
     mean = v.mean.value if isinstance(v.mean, Array) else v.mean
     check(not np.any(mean), line, f"reads out with `{v.name}`, whose mean is not 0")
-    above: set[Ref] = set()
-    todo = [line.x]
-    while todo:
-        r = todo.pop()
-        if r not in above:
-            above.add(r)
-            todo += operands(program.lines[r])
+    above = ancestors(program.lines, line.x)
     check(line.v not in above, line, f"`{v.name}` is also part of what is read out")

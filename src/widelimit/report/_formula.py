@@ -156,10 +156,9 @@ class _Writer:
         if x is None or y is None:
             if ask == self._covariance:
                 return None, False
-            if x is None and y is None:
-                return "", False
-            name = f"{lines[y].name}'" if x is None else lines[x].name  # type: ignore
-            return f"E[{name}]", False
+            inside = [] if x is None else [lines[x].name]
+            inside += [] if y is None else [f"{lines[y].name}'"]
+            return "".join(f"E[{name}]" for name in inside), False
         p, q = lines[x], lines[y]
         if isinstance(p, VecIn) and isinstance(q, VecIn):
             return (_variance(p) if p.name == q.name else None), True

@@ -24,8 +24,8 @@ from ..program import (
     Term,
     Transpose,
     VecIn,
+    ancestors,
     compose,
-    operands,
 )
 from ._elementwise import pending, scaled
 from ._fixed import refuse_labels
@@ -450,7 +450,7 @@ def _readout(
         if not isinstance(line, VecIn) or line.mean != 0.0 or line.std == 0.0:
             continue
         h = tr.emit.ref(other, other_value.leaf_shape(block), tr.where, tr.dim(block))
-        if term.x in ancestors(tr, h):
+        if term.x in ancestors(tr.emit.lines, h):
             continue
         full = _with_copies(letters, block, value, maps)
         sums = letters.sums + ((block.count,) if block.count > 1 else ())
@@ -495,24 +495,12 @@ def _plain_letters(
     return tuple(letters), tuple(sizes)
 
 
-def ancestors(tr: Tracer, ref: Ref) -> set[Ref]:
-    """All lines that a line depends on."""
-    seen: set[Ref] = set()
-    stack = [ref]
-    while stack:
-        r = stack.pop()
-        if r not in seen:
-            seen.add(r)
-            stack += operands(tr.emit.lines[r])
-    return seen
-
-
 def sources(tr: Tracer, x: Value) -> list[str]:
     """The names of the random lines that a finite random array comes from."""
     found: set[str] = set()
     for leaf in x.leaves or ():
         for term in leaf.terms if isinstance(leaf, Linear) else ():
-            for r in ancestors(tr, term.x) if term.x is not None else ():
+            for r in ancestors(tr.emit.lines, term.x) if term.x is not None else ():
                 line = tr.emit.lines[r]
                 if isinstance(line, VecIn):
                     found.add(f"`{line.name}`")

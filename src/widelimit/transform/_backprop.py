@@ -22,6 +22,7 @@ from ..program import (
     VecIn,
     Vector,
     Writer,
+    ancestors,
     at,
     operands,
     verify,
@@ -231,7 +232,7 @@ def _width(program: TensorProgram, ref: Ref) -> Dim:
         for r in readouts(program, ref):
             line = program.lines[r]
             return wide(program, operands(line)[0]).dim
-    for r in sorted(_above(program, ref), reverse=True):
+    for r in sorted(ancestors(program.lines, ref), reverse=True):
         line = program.lines[r]
         if isinstance(line, Moment):
             return wide(program, line.xs[0]).dim
@@ -239,15 +240,3 @@ def _width(program: TensorProgram, ref: Ref) -> Dim:
         f"`{program.lines[ref].name}` depends on no wide vector: there is nothing to "
         f"differentiate.{at(program.lines[ref].source)}"
     )
-
-
-def _above(program: TensorProgram, ref: Ref) -> set[Ref]:
-    """A line and all that it depends on."""
-    found: set[Ref] = set()
-    todo = [ref]
-    while todo:
-        r = todo.pop()
-        if r not in found:
-            found.add(r)
-            todo += operands(program.lines[r])
-    return found

@@ -1,6 +1,6 @@
 """Keep what is asked for."""
 
-from ..program import Ref, TensorProgram, operands, renumber
+from ..program import Ref, TensorProgram, ancestors, renumber
 from ._rewritten import Rewritten
 
 
@@ -10,14 +10,8 @@ def drop_dead(program: TensorProgram, keep: tuple[Ref, ...] = ()) -> Rewritten:
     Keeps: the value of outputs, taps and the lines of `keep`, at every finite width.
     Gives: every line is needed by one of them.
     """
-    needed: set[Ref] = set()
-    stack = [*program.outputs, *(r for _, r in program.taps), *keep]
-    while stack:
-        ref = stack.pop()
-        if ref not in needed:
-            needed.add(ref)
-            stack += operands(program.lines[ref])
-    order = sorted(needed)
+    asked = (*program.outputs, *(r for _, r in program.taps), *keep)
+    order = sorted(ancestors(program.lines, *asked))
     place = {old: new for new, old in enumerate(order)}
     return Rewritten(
         TensorProgram(
