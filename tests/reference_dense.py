@@ -17,9 +17,9 @@ from reference_layers import (
     dense,
     dropout,
     layer_norm,
-    m,
     n,
     network,
+    with_base,
 )
 
 import widelimit as wl
@@ -148,26 +148,28 @@ def standard_mlp(phi: Activation, p: Params, x: Array) -> Array:
     return x @ p["l3"]["w"] + p["l3"]["b"]
 
 
-for _name, _stds in (
-    ("std_relu_w64_s1_W1.50_b0.3", (1.5, 0.3)),
-    ("std_relu_w64_s4_W1.50_b0.3", (1.5, 0.3)),
-    ("std_relu_w32_s2_W1.00_b0.0", (1.0, 0.0)),
+for _name, _base, _stds in (
+    ("std_relu_w64_s1_W1.50_b0.3", 64, (1.5, 0.3)),
+    ("std_relu_w64_s4_W1.50_b0.3", 64, (1.5, 0.3)),
+    ("std_relu_w32_s2_W1.00_b0.0", 32, (1.0, 0.0)),
 ):
+    _n, _m = with_base(_base)
     _layers = {
-        "l1": _standard(5, n, *_stds),
-        "l2": _standard(n, m, *_stds),
-        "l3": _standard(m, 1, *_stds),
+        "l1": _standard(5, _n, *_stds),
+        "l2": _standard(_n, _m, *_stds),
+        "l3": _standard(_m, 1, *_stds),
     }
     add_network(_name, "flat5", functools.partial(standard_mlp, relu), _layers)
 
+_n, _m = with_base(32)
 add_network(
     "std_erf_mixed_ntk",
     "flat5",
     functools.partial(standard_mlp, erf),
     {
-        "l1": _standard(5, n, 1.5, 0.3),
-        "l2": _standard(n, m, 1.5, 0.3, "ntk"),
-        "l3": _standard(m, 1, 1.5, 0.3),
+        "l1": _standard(5, _n, 1.5, 0.3),
+        "l2": _standard(_n, _m, 1.5, 0.3, "ntk"),
+        "l3": _standard(_m, 1, 1.5, 0.3),
     },
 )
 

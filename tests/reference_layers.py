@@ -22,6 +22,11 @@ n = wl.width("n")
 m = wl.width("m", ratio=2.0)
 
 
+def with_base(base: int) -> tuple[Any, Any]:
+    """The two widths, with the widths of the peer's network as their bases."""
+    return wl.width("n", base=base), wl.width("m", ratio=2.0, base=2 * base)
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A network of the peer, written in JAX.

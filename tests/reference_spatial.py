@@ -24,6 +24,7 @@ from reference_layers import (
     n,
     network,
     sum_pool,
+    with_base,
 )
 
 import widelimit as wl
@@ -80,17 +81,17 @@ def conv_3d_flat(p: Params, x: Array) -> Array:
     return apply_dense(p["out"], flatten(h))
 
 
-@network("rect", "diagonal", c1=conv((3, 2), 2, n), out=wl.normal((n, 1)))
+@network("rect", "diagonal", c1=conv((3, 2), 2, n), out=wl.normal((n, 1), lr=0))
 def conv_diag_cov(p: Params, x: Array) -> Array:
     h = relu(apply_conv(p["c1"], x, "SAME"))
-    # The peer gives the kernel of h itself: that of a readout with unit variance.
+    # The peer gives the kernel of h itself: that of an untrained unit readout.
     return h @ p["out"] / jnp.sqrt(h.shape[-1])
 
 
 @network(
     "img6",
-    w1=wl.normal((3, 3, 3, n), std=1.4, parameterization="standard"),
-    w2=wl.normal((36 * n, 1), std=1.5, parameterization="standard"),
+    w1=wl.normal((3, 3, 3, with_base(8)[0]), std=1.4, parameterization="standard"),
+    w2=wl.normal((36 * with_base(8)[0], 1), std=1.5, parameterization="standard"),
 )
 def std_conv_flatten_nobias(p: Params, x: Array) -> Array:
     layout = ("NHWC", "HWIO", "NHWC")
@@ -278,11 +279,11 @@ def aggregate_dense(p: Params, x: Array) -> Array:
     return apply_dense(p["out"], global_average(h))
 
 
-@network("rect", "interleaved", c1=conv((3, 2), 2, n), out=wl.normal((n, 1)))
+@network("rect", "interleaved", c1=conv((3, 2), 2, n), out=wl.normal((n, 1), lr=0))
 def dotgeneral_lhs(p: Params, x: Array) -> Array:
     h = relu(apply_conv(p["c1"], x, "SAME"))
     h = lax.dot_general(array("dot/lhs"), h, (((1,), (1,)), ((), ())))
-    # As in conv_diag_cov, a readout with unit variance.
+    # As in conv_diag_cov.
     return jnp.moveaxis(h, 1, 0) @ p["out"] / jnp.sqrt(h.shape[-1])
 
 

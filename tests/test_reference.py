@@ -1,17 +1,21 @@
-"""The NNGP of networks in plain JAX, against the kernels of Neural Tangents 0.6.5.
+"""Kernels of networks in plain JAX, against those of Neural Tangents 0.6.5.
 
 `data/neural_tangents.npz` holds, in float64, the inputs `in/NAME/x1`, `x2` and the
-peer's kernels `k/NETWORK/nngp11` (of x1) and `nngp12` (of x1 and x2), computed with
-jax 0.4.30. The input "two" is the peer's two inputs side by side; "graph" is its node
-features followed by its adjacency matrix.
+peer's kernels `k/NETWORK/nngp11`, `ntk11` (of x1) and `nngp12`, `ntk12` (of x1 and x2),
+computed with jax 0.4.30. The input "two" is the peer's two inputs side by side; "graph"
+is its node features followed by its adjacency matrix.
 
 The peer's known defects here: NaN where x1 and x2 are parallel in `phi1_rectmono0`
-(those entries are skipped), and half of the digits of `phi1_sign` on its own diagonal.
+(those entries are skipped), and half of the digits of `phi1_sign`, and of the tangent
+kernel of all of the ReLU family, on its own diagonal.
 """
 
+import dataclasses
 import functools
+import re
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,11 +23,21 @@ from reference_data import DATA, array
 from reference_networks import NETWORKS, Network
 
 import widelimit as wl
+from widelimit.trace import Normal
 
 
 @functools.cache
 def limit(name: str) -> wl.Limit:
-    return wl.limit(NETWORKS[name].f, NETWORKS[name].params)
+    def as_the_peer(p: Any) -> Any:
+        """Trained by a variable of variance one; `f` itself multiplies with `std`."""
+        return dataclasses.replace(p, lr=p.lr * p.std**2) if _is_received(p) else p
+
+    params = jax.tree.map(as_the_peer, NETWORKS[name].params, is_leaf=_is_received)
+    return wl.limit(NETWORKS[name].f, params)
+
+
+def _is_received(p: Any) -> bool:
+    return isinstance(p, Normal) and p.parameterization is None
 
 
 def in_the_order_of_the_peer(net: Network, kernel: np.ndarray) -> np.ndarray:
@@ -73,7 +87,9 @@ def test_the_fast_ones_exist() -> None:
 def test_kernel_of_two_blocks(name: str) -> None:
     net = NETWORKS[name]
     x1, x2 = (jnp.asarray(array(f"in/{net.data}/{block}")) for block in ("x1", "x2"))
-    compare(net, limit(name).nngp(x1, x2), f"k/{name}/nngp12", 1e-12)
+    kernels = limit(name).kernels(x1, x2)
+    compare(net, kernels.nngp, f"k/{name}/nngp12", 1e-12)
+    compare(net, kernels.ntk, f"k/{name}/ntk12", 1e-12)
 
 
 @pytest.mark.slow
@@ -81,9 +97,17 @@ def test_kernel_of_two_blocks(name: str) -> None:
 def test_kernel_of_one_block(name: str) -> None:
     net = NETWORKS[name]
     x1 = jnp.asarray(array(f"in/{net.data}/x1"))
+    kernels = limit(name).kernels(x1)
     # The peer's angle of an input with itself is the square root of a rounding error.
     tolerance = 1e-7 if name in ("phi1_sign", "phi1_rectmono0") else 1e-12
-    compare(net, limit(name).nngp(x1), f"k/{name}/nngp11", tolerance)
+    compare(net, kernels.nngp, f"k/{name}/nngp11", tolerance)
+    compare(net, kernels.ntk, f"k/{name}/ntk11", 1e-7 if has_kinks(name) else 1e-12)
+
+
+def has_kinks(name: str) -> bool:
+    """Whether a function of the network is of the ReLU family."""
+    text = str(limit(name).program(jnp.asarray(array(f"in/{NETWORKS[name].data}/x1"))))
+    return re.search(r"\b(max|min|abs|sign|select|where|[gl][te])\(", text) is not None
 
 
 def test_data_and_networks_name_the_same_kernels() -> None:

@@ -5,30 +5,21 @@ import functools
 import warnings
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from . import finite
-from ._coupling import coupled, fresh_draws
 from ._errors import InputError, NoLimitError, ShapeMismatchError
 from ._jax import is_concrete
+from ._networks import Networks, diverges, key_of, struct_of, with_rows
 from .asymptotics import Engine, Side
 from .kernels import BlockKernel, PairKernel
-from .program import TensorProgram, width_names
+from .program import TensorProgram
 from .report import Explanation, Formula, explain, formula
-from .trace import (
-    Constant,
-    Network,
-    Normal,
-    Traced,
-    compile_network,
-    path_name,
-    widths_in,
-)
-from .transform import detranspose, normal_form
+from .trace import Constant, Network, Normal, path_name
 
 
 def limit(
@@ -105,6 +96,13 @@ def _check_params(params: Any) -> None:
         )
 
 
+class Kernels(NamedTuple):
+    """Both kernels of a network, each (N1, N2, *I, *I'); see `Limit.kernels`."""
+
+    nngp: jax.Array
+    ntk: jax.Array
+
+
 class Limit:
     """A network and its infinite-width limit. Made by `wl.limit`."""
 
@@ -112,10 +110,8 @@ class Limit:
         self, f: Callable[..., Any], params: Any, trace_axes: tuple[int, ...]
     ) -> None:
         self.f, self.params, self.trace_axes = f, params, trace_axes
-        self._programs: dict[Any, Network] = {}
-        self._networks: dict[Any, Network] = {}
+        self._networks = Networks(f, params, trace_axes)
         self._kernels: dict[Any, BlockKernel] = {}
-        self._coupling: dict[Any, bool] = {}
 
     # Kernels --------------------------------------------------------------------------
 
@@ -142,89 +138,104 @@ class Limit:
             InputError: data that are not finite, empty, or out of range.
             ShapeMismatchError: `f` cannot take inputs of this shape.
         """
+        return self._compute(x1, x2, progress, "nngp")["nngp"]
+
+    def ntk(
+        self,
+        x1: Any,
+        x2: Any | None = None,
+        *,
+        by_param: bool = False,
+        progress: Any = None,
+    ) -> Any:
+        """The neural tangent kernel in the limit.
+
+        The limit of the sum over trained parameters of lr <df/dtheta, df'/dtheta>, with
+        respect to the arrays as `f` receives them, or to the variables underneath that
+        a parameterisation has: see `wl.normal`. Differentiable like `nngp`.
+
+        Args:
+            x1: N1 inputs, as for `nngp`.
+            x2: N2 inputs, or None for `x1`.
+            by_param: give the part of every trained parameter, by name.
+            progress: called as `progress(done, all)` after each tile.
+
+        Returns:
+            Shape (N1, N2, *I, *I'), averaged over the output axis: see `trace_axes`;
+            or a dict of such arrays.
+
+        Raises:
+            NoLimitError: the output or a part of the kernel diverges.
+            InputError: nothing is trained, or as for `nngp`.
+            UnsupportedError: a function has no derivative among the known operations;
+                a trained parameter of finite shape does not enter linearly.
+
+        References:
+            Yang (2020), https://arxiv.org/abs/2006.14548.
+        """
+        if not by_param:
+            return self._compute(x1, x2, progress, "ntk")["ntk"]
+        parts = self._compute(x1, x2, progress, "parts")
+        return {key.removeprefix("ntk:"): k for key, k in parts.items()}
+
+    def kernels(
+        self, x1: Any, x2: Any | None = None, *, progress: Any = None
+    ) -> Kernels:
+        """Both kernels in one pass: `.nngp` and `.ntk`, as the methods give them."""
+        return Kernels(**self._compute(x1, x2, progress, "nngp", "ntk"))
+
+    def _compute(
+        self, x1: Any, x2: Any | None, progress: Any, *what: str
+    ) -> dict[str, Any]:
+        """Kernels of two data sets, by name."""
         x1 = self._inputs(x1, "x1")
         other = None
         if x2 is not None:
             _check_axes(x1, x2)
             other = self._inputs(x2, "x2")
-        if self._is_coupled(x1) or (other is not None and self._is_coupled(other)):
-            return self._coupled_kernel(x1, other)
-        return self._blocks(x1, other, progress)
-
-    def _blocks(
-        self, x1: Any, x2: Any | None, progress: Any = None, taps: bool = False
-    ) -> Any:
-        """The kernel of independent inputs, with those at the taps if asked."""
-        one, two = _struct(x1), _struct(x1 if x2 is None else x2)
-        first, second = self._network(one), self._second_network(one, two)
-        self._check_order(first)
-        self._check_data(first, x1)
-        if x2 is not None:
-            self._check_data(second, x2)
+        batch = self._networks.is_coupled(x1) or (
+            other is not None and self._networks.is_coupled(other)
+        )
+        one, two = struct_of(x1), struct_of(x1 if other is None else other)
+        self._check_order(self._networks.limit(one, batch))
+        if not batch:
+            self._check_data(one, x1)
+        first = self._networks.asked(one, batch, frozenset(what))
+        second = first
+        if other is not None:
+            try:
+                second = self._networks.asked(two, batch, frozenset(what))
+            except ShapeMismatchError as error:
+                raise ShapeMismatchError(
+                    f"`x2` has shape {_shapes(two)}, which the network cannot take; "
+                    f"`x1` has shape {_shapes(one)}. {error}"
+                ) from error
+            if not batch:
+                self._check_data(two, other)
         dtype = _dtype(x1)
-        shapes = (_key(_with_rows(one, 1)), _key(_with_rows(two, 1)))
-        key = (*shapes, str(dtype), taps)
+        x1, other = _cast(x1, dtype), None if other is None else _cast(other, dtype)
+        kernel = PairKernel(first, second, self.trace_axes, batch)
+        shared = self._networks.shared(dtype)
+        if batch:
+            a = {**shared, **_named(x1, whole=True)}
+            if other is None:
+                return kernel.same(a, dtype)
+            return kernel.pair(a, {**shared, **_named(other, whole=True)}, dtype)
+        keys = [key_of(with_rows(s, 1)) for s in (one, two)]
+        key = (*keys, str(dtype), frozenset(what))
         if key not in self._kernels:
-            self._kernels[key] = self._kernel(first, second, dtype, taps)
-        other = None if x2 is None else _cast(x2, dtype)
-        return self._kernels[key](
-            self._shared(dtype), _cast(x1, dtype), other, progress
-        )
-
-    def _kernel(
-        self, first: Network, second: Network, dtype: Any, taps: bool
-    ) -> BlockKernel:
-        pairs = PairKernel(first, second, self.trace_axes, coupled=False)
-
-        def of(*sides: Side) -> Any:
-            engine, both = Engine(sides, dtype=dtype), (0, len(sides) - 1)
-            kernel = pairs.of(engine, both)
-            if not taps:
-                return kernel
-            found = {
-                name: _squeezed(_second(engine, tap, both))
-                for name, tap in first.taps.items()
-            }
-            return {"output": kernel, **found}
-
-        def pair(shared: Any, a: Any, b: Any) -> Any:
-            return of(
-                Side(first.program, {**shared, **_named(a)}),
-                Side(second.program, {**shared, **_named(b)}),
+            self._kernels[key] = BlockKernel(
+                lambda c, a, b: kernel.pair(
+                    {**c, **_named(a)}, {**c, **_named(b)}, dtype
+                ),
+                lambda c, a: kernel.same({**c, **_named(a)}, dtype),
+                kernel.swap,
             )
-
-        def same(shared: Any, a: Any) -> Any:
-            return of(Side(first.program, {**shared, **_named(a)}))
-
-        def swap(kernels: Any) -> Any:
-            def one(k: Any) -> Any:
-                half = k.ndim // 2
-                return jnp.transpose(k, (*range(half, k.ndim), *range(half)))
-
-            return jax.tree.map(one, kernels)
-
-        return BlockKernel(pair, same, swap)
-
-    def _coupled_kernel(self, x1: Any, x2: Any | None) -> jax.Array:
-        """Each data set is one batch: one pair of whole batches."""
-        dtype = _dtype(x1)
-        first = self._network(_struct(x1), batch=True)
-        self._check_order(first)
-        shared = self._shared(dtype)
-        a = {**shared, **_named(_cast(x1, dtype), whole=True)}
-        if x2 is None:
-            return PairKernel(first, first, self.trace_axes, coupled=True).same(
-                a, dtype
-            )
-        second = self._network(_struct(x2), batch=True)
-        b = {**shared, **_named(_cast(x2, dtype), whole=True)}
-        return PairKernel(first, second, self.trace_axes, coupled=True).pair(
-            a, b, dtype
-        )
+        return self._kernels[key](shared, x1, other, progress)
 
     def coupled(self, x: Any) -> bool:
         """Whether inputs of a batch interact; each data set is then one batch."""
-        return self._is_coupled(self._inputs(x, "x"))
+        return self._networks.is_coupled(self._inputs(x, "x"))
 
     def forward(self, x: Any) -> dict[str, jax.Array]:
         """E[Z^h Z^h'] at every tap, and the kernel under "output".
@@ -233,20 +244,14 @@ class Limit:
             Arrays of shape (N, N, *I, *I'), by name.
         """
         x = self._inputs(x, "x")
-        batch = self._is_coupled(x)
-        network, dtype = self._network(_struct(x), batch), _dtype(x)
-        for name, tap in network.taps.items():
+        for name, tap in self._limit(x).taps.items():
             if tap.power > 0:
-                raise NoLimitError(_diverges(f"The tap `{name}`", tap))
-        if not batch:
-            return self._blocks(x, None, taps=True)
-        results = {"output": self._coupled_kernel(x, None)}
-        inputs = {**self._shared(dtype), **_named(_cast(x, dtype), whole=True)}
-        engine = Engine((Side(network.program, inputs),), dtype=dtype)
-        for name, tap in network.taps.items():
-            k = _second(engine, tap, (0, 0))
-            results[name] = jnp.moveaxis(k, k.ndim // 2, 1)
-        return results
+                raise NoLimitError(diverges(f"The tap `{name}`", tap))
+        found = self._compute(x, None, None, "nngp", "taps")
+        output = found.pop("nngp")
+        return {"output": output} | {
+            k.removeprefix("tap:"): v for k, v in found.items()
+        }
 
     # What it is -----------------------------------------------------------------------
 
@@ -255,29 +260,37 @@ class Limit:
 
         It is that of one input, unless inputs of a batch interact.
         """
-        x = self._inputs(x, "x")
-        return self._traced(_struct(x), self._is_coupled(x)).program
+        return self._traced(self._inputs(x, "x")).program
 
     def formula(self, x: Any) -> Formula:
         """The kernel recursion that the program became: text, or `.latex()`."""
         x = self._inputs(x, "x")
-        return formula(self._engine(x), self._network(_struct(x), self._is_coupled(x)))
+        return formula(self._engine(x), self._limit(x))
 
     def explain(self, x: Any) -> Explanation:
         """Which theorem holds and why: orders, hypotheses, routes, dropped terms."""
         x = self._inputs(x, "x")
-        batch = self._is_coupled(x)
-        network, traced = (
-            self._network(_struct(x), batch),
-            self._traced(_struct(x), batch),
-        )
-        return explain(self._engine(x), network, traced.program)
+        return explain(self._engine(x), self._limit(x), self._traced(x).program)
+
+    def order(self, x: Any) -> dict[str, Fraction]:
+        """The power of n of the output and of every tap, by name; 0 has a limit."""
+        network = self._limit(self._inputs(x, "x"))
+        return {
+            "output": network.output.power,
+            **{k: t.power for k, t in network.taps.items()},
+        }
+
+    def _traced(self, x: Any) -> Network:
+        return self._networks.traced(struct_of(x), self._networks.is_coupled(x))
+
+    def _limit(self, x: Any) -> Network:
+        return self._networks.limit(struct_of(x), self._networks.is_coupled(x))
 
     def _engine(self, x: Any) -> Engine:
         """The engine after the kernel of the first two inputs was asked of it."""
-        batch, dtype = self._is_coupled(x), _dtype(x)
-        network, shared = self._network(_struct(x), batch), self._shared(dtype)
-        x = _cast(x, dtype)
+        batch, dtype = self._networks.is_coupled(x), _dtype(x)
+        asked = self._networks.asked(struct_of(x), batch, frozenset({"nngp"}))
+        shared, x = self._networks.shared(dtype), _cast(x, dtype)
         if batch:
             rows = [_named(x, whole=True)]
         else:
@@ -286,21 +299,12 @@ class Limit:
                 jax.tree.map(lambda a, i=i: a[i], x) for i in (0, min(1, count - 1))
             ]
             rows = [_named(p) for p in picks]
-        sides = [Side(network.program, {**shared, **r}) for r in rows]
+        sides = [Side(asked.program, {**shared, **r}) for r in rows]
         engine = Engine(sides, dtype=dtype)
-        if network.output.power <= 0:
-            pairs = PairKernel(network, network, self.trace_axes, batch)
+        if asked.outputs["nngp"].power <= 0:
+            pairs = PairKernel(asked, asked, self.trace_axes, batch)
             pairs.of(engine, (0, len(sides) - 1))
         return engine
-
-    def order(self, x: Any) -> dict[str, Fraction]:
-        """The power of n of the output and of every tap, by name; 0 has a limit."""
-        x = self._inputs(x, "x")
-        network = self._network(_struct(x), self._is_coupled(x))
-        return {
-            "output": network.output.power,
-            **{k: t.power for k, t in network.taps.items()},
-        }
 
     # The finite network ---------------------------------------------------------------
 
@@ -327,7 +331,7 @@ class Limit:
         """
         return finite.at(
             self.f, self.params, key, widths, dtype,
-            trace_axes=self.trace_axes, one_batch=self._is_one_batch,
+            trace_axes=self.trace_axes, one_batch=self._networks.is_one_batch,
         )  # fmt: skip
 
     def check(
@@ -357,76 +361,12 @@ class Limit:
             trace_axes=self.trace_axes, progress=progress,
         )  # fmt: skip
 
-    # Compiling ------------------------------------------------------------------------
-
-    def _network(self, x: Any, batch: bool = False) -> Network:
-        """The compiled network, whose program uses no matrix and its transpose."""
-        one = x if batch else _with_rows(x, 1)
-        key = (_key(one), batch)
-        if key not in self._networks:
-            traced = self._traced(x, batch)
-            used = width_names(traced.program)
-            ratios = {
-                name: float(w.ratio)
-                for name, w in widths_in(self.params).items()
-                if name in used
-            }
-            done = detranspose(traced.program, ratios)
-            self._networks[key] = traced.moved(done.program, done.place)
-        return self._networks[key]
-
-    def _traced(self, x: Any, batch: bool) -> Network:
-        """The network as traced, for inputs of a shape: of one, or of a whole batch."""
-        one = x if batch else _with_rows(x, 1)
-        key = (_key(one), batch)
-        if key not in self._programs:
-            draws = () if batch else fresh_draws(self.f, self.params, x)
-            network = compile_network(self.f, self.params, one, draws)
-            done = normal_form(network.program, network.needed)
-            network = network.moved(done.program, done.place)
-            self._check_output(network, one)
-            self._programs[key] = network
-        return self._programs[key]
-
-    def _second_network(self, one: Any, two: Any) -> Network:
-        try:
-            return self._network(two)
-        except ShapeMismatchError as error:
-            raise ShapeMismatchError(
-                f"`x2` has shape {_shapes(two)}, which the network cannot take; `x1` "
-                f"has shape {_shapes(one)}. {error}"
-            ) from error
-
-    def _check_output(self, network: Network, x: Any) -> None:
-        rows, shape = jax.tree.leaves(x)[0].shape[0], network.output.shape
-        if not shape or shape[0] != rows:
-            raise ShapeMismatchError(
-                f"The network should return (N, ..) for N inputs; for {rows} it "
-                f"returns an array of shape {shape}."
-            )
-        for axis in self.trace_axes:
-            if len(shape) > 1 and not -len(shape) <= axis < len(shape):
-                raise InputError(
-                    f"trace_axes has {axis}, but the output has {len(shape)} axes: "
-                    f"{shape}."
-                )
-            if axis % max(len(shape), 1) == 0 and len(shape) > 1:
-                raise InputError("trace_axes names the batch axis of the output.")
-
-    def _is_coupled(self, x: Any) -> bool:
-        key = _key(_with_rows(_struct(x), 1))
-        if key not in self._coupling:
-            self._coupling[key] = coupled(self.f, self.params, x)
-        return self._coupling[key]
-
-    def _is_one_batch(self, x: Any) -> bool:
-        """Whether running inputs one by one would be another function."""
-        return self._is_coupled(x) or any(fresh_draws(self.f, self.params, x))
+    # Data ----
 
     def _check_order(self, network: Network) -> None:
         out = network.output
         if out.power > 0:
-            raise NoLimitError(_diverges("The output", out))
+            raise NoLimitError(diverges("The output", out))
         if out.power < 0:
             warnings.warn(
                 f"The output vanishes like n^{out.power} with the width: its kernel is "
@@ -440,10 +380,11 @@ class Limit:
                 stacklevel=3,
             )
 
-    def _check_data(self, network: Network, x: Any) -> None:
+    def _check_data(self, struct: Any, x: Any) -> None:
+        network = self._networks.limit(struct)
         if not network.checks or not all(is_concrete(a) for a in jax.tree.leaves(x)):
             return
-        shared = self._shared(_dtype(x))
+        shared = self._networks.shared(_dtype(x))
         count = jax.tree.leaves(x)[0].shape[0]
         for i in range(count):
             row = jax.tree.map(lambda a, i=i: a[i], x)
@@ -490,26 +431,6 @@ class Limit:
                     )
         return x
 
-    def _shared(self, dtype: Any) -> dict[str, Any]:
-        """What every input of the program shares: standard deviations, arrays."""
-        shared: dict[str, Any] = {}
-        paths, _ = jax.tree_util.tree_flatten_with_path(self.params, is_leaf=_declared)
-        for path, p in paths:
-            name = path_name(path)
-            if isinstance(p, Normal):
-                shared[f"std:{name}"] = jnp.asarray(p.std, dtype)
-            elif isinstance(p, Constant):
-                if np.ndim(p.value) == 0 or not is_concrete(p.value):
-                    shape = tuple(s if isinstance(s, int) else 1 for s in p.shape)
-                    shared[f"value:{name}"] = jnp.broadcast_to(
-                        jnp.asarray(p.value, dtype), shape
-                    )
-            else:
-                array = jnp.asarray(p)
-                floating = jnp.issubdtype(array.dtype, jnp.floating)
-                shared[f"param:{name}"] = array.astype(dtype) if floating else array
-        return shared
-
 
 def _check_axes(x1: Any, x2: Any) -> None:
     """Refuse two data sets whose inputs do not have the same axes."""
@@ -525,58 +446,6 @@ def _check_axes(x1: Any, x2: Any) -> None:
 
 def _shapes(x: Any) -> str:
     return ", ".join(str(np.shape(a)) for a in jax.tree.leaves(x))
-
-
-def _second(engine: Engine, tap: Traced, sides: tuple[int, int]) -> Any:
-    """E[Z Z'] of a tap, averaged over its wide axis; zero if it vanishes."""
-    same = () if tap.axis is None else (tap.axis,)
-    shape = [s for a, s in enumerate(tap.shape) if a != tap.axis] * 2
-    total = jnp.zeros(shape, engine.dtype)
-    if tap.power < 0:
-        return total
-    if tap.kind == "fixed":
-        values = [engine.tensor_or_zeros(s, tap.refs[0][0]) for s in sides]
-        if tap.axis is not None:
-            values = [jnp.mean(v, axis=tap.axis) for v in values]
-        return jnp.tensordot(values[0], values[1], axes=0)
-    for ref, weight in tap.refs:
-        k = engine.pair_array(ref, ref, sides, same, centred=False)
-        if k is not None:
-            total = total + weight * (jnp.mean(k, axis=0) if same else k)
-    return total
-
-
-def _squeezed(k: Any) -> Any:
-    """Without the batch axes of one entry on both sides."""
-    return jnp.squeeze(k, (0, k.ndim // 2))
-
-
-def _diverges(what: str, traced: Traced) -> str:
-    power = traced.power
-    divisor = "sqrt(n)" if power == Fraction(1, 2) else f"n**{float(power):g}"
-    where = f", at {traced.source}" if traced.source else ""
-    return f"{what} diverges like n^{power} with the width{where}: divide by {divisor}?"
-
-
-def _struct(x: Any) -> Any:
-    def one(a: Any) -> Any:
-        dtype = (
-            np.dtype("float64") if jnp.issubdtype(a.dtype, jnp.floating) else a.dtype
-        )
-        return jax.ShapeDtypeStruct(a.shape, dtype)
-
-    return jax.tree.map(one, x)
-
-
-def _with_rows(x: Any, rows: int) -> Any:
-    return jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), x
-    )
-
-
-def _key(x: Any) -> Any:
-    leaves, tree = jax.tree.flatten(x)
-    return (str(tree), tuple((tuple(a.shape), str(a.dtype)) for a in leaves))
 
 
 def _dtype(x: Any) -> Any:

@@ -15,7 +15,9 @@ needs the diagonal in positions, a pooled one needs all pairs, and nobody has to
 A *side* is a program with its input data. Two sides share their weights by name.
 """
 
+import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -53,6 +55,7 @@ from ..program import (
 from ..scalar import Const, Expr
 from ._expectation import expectation
 from ._index import Index, Letter, Letters, View, equality
+from ._parity import Parities, Parity
 from ._product import Factor, Product, Sum, aligned, is_zero, materialise, total_of
 
 ZERO: Sum = ()
@@ -111,6 +114,9 @@ class Engine:
         self._pairs: dict[_Canonical, tuple[Any, tuple[Letter, ...]]] = {}
         self._tensors: dict[tuple[int, int], Any] = {}
         self._means: dict[tuple[int, int], Any] = {}
+        parities = Parities()
+        self._parities = [parities.of(s.program) for s in self.sides]
+        self._still = [_without_variance(s.program) for s in self.sides]
 
     # Public questions -----------------------------------------------------------------
 
@@ -124,7 +130,9 @@ class Engine:
     def mean_array(self, ref: int, side: int = 0) -> Any:
         """E Z of a line, of its index shape; None for a structural zero."""
         view, letters = self.view(ref, side)
-        return self._full(materialise(self.mean(view), self.letters, letters), letters)
+        with self._deep():
+            total = self.mean(view)
+        return self._full(materialise(total, self.letters, letters), letters)
 
     def pair_array(
         self,
@@ -149,9 +157,9 @@ class Engine:
             for i, s in enumerate(self._shape(sides[1], v))
         )
         second = View(sides[1], v, tuple(self.letters.identity(x) for x in b))
-        total = (
-            self.covariance(first, second) if centred else self.second(first, second)
-        )
+        with self._deep():
+            ask = self.covariance if centred else self.second
+            total = ask(first, second)
         out = (
             *(a[i] for i in same),
             *(x for i, x in enumerate(a) if i not in same),
@@ -169,6 +177,8 @@ class Engine:
 
     def second(self, u: View, v: View) -> Sum:
         """E[Z^u Z^v] over the letters of both views."""
+        if self._parity(u).excludes(self._parity(v)):
+            return ZERO
         if self.is_gaussian(u.side, u.ref) and self.is_gaussian(v.side, v.ref):
             return self.cov(u, v) + _times(self.mean(u), self.mean(v))
         for x, y in ((u, v), (v, u)):
@@ -183,6 +193,8 @@ class Engine:
 
     def cov(self, u: View, v: View) -> Sum:
         """The covariance of two Gaussian lines, K of theorem 4."""
+        if self._parity(u).excludes(self._parity(v)):
+            return ZERO
         for x, y in ((u, v), (v, u)):
             line = self.line(x)
             if isinstance(line, LinComb) and self._lazy(line):
@@ -207,6 +219,8 @@ class Engine:
 
     def mean(self, u: View) -> Sum:
         """E Z^u over the letters of the view."""
+        if self._parity(u).odd:
+            return ZERO
         line = self.line(u)
         match line:
             case VecIn():
@@ -219,6 +233,20 @@ class Engine:
                 return self._nonlin_mean(u)
             case _:
                 raise TypeError(f"line `{line.name}` is not a vector")
+
+    def _parity(self, u: View) -> Parity:
+        return self._parities[u.side][u.ref]
+
+    @contextlib.contextmanager
+    def _deep(self) -> Iterator[None]:
+        """Let questions ask as many others as the programs are deep."""
+        before = sys.getrecursionlimit()
+        lines = sum(len(s.program) for s in self.sides)
+        sys.setrecursionlimit(max(before, 1000 + 50 * lines))
+        try:
+            yield
+        finally:
+            sys.setrecursionlimit(before)
 
     # Tensors --------------------------------------------------------------------------
 
@@ -658,6 +686,10 @@ class Engine:
         t = self.sides[side].program.types[ref]
         return isinstance(t, Output) or (isinstance(t, Vector) and t.kind == "G")
 
+    def is_still(self, side: int, ref: int) -> bool:
+        """Whether a vector is its mean, by structure."""
+        return ref in self._still[side]
+
     def is_mixed(self, u: View) -> bool:
         """Whether a view is a combination that is not Gaussian, nowhere outside."""
         combines = isinstance(self.line(u), LinComb)
@@ -691,6 +723,18 @@ class Engine:
         if value is None:
             return None
         return jnp.broadcast_to(value, tuple(self.letters.sizes[a] for a in letters))
+
+
+def _without_variance(program: TensorProgram) -> frozenset[int]:
+    """Input lines of standard deviation 0, and combinations of them."""
+    found: set[int | None] = {None}
+    for ref, line in enumerate(program.lines):
+        if isinstance(line, LinComb) and all(t.x in found for t in line.terms):
+            found.add(ref)
+        elif isinstance(line, VecIn) and line.cov is None:
+            if isinstance(line.std, float | int) and line.std == 0.0:
+                found.add(ref)
+    return frozenset(r for r in found if r is not None)
 
 
 def summands(expr: Expr) -> list[Expr]:

@@ -168,6 +168,13 @@ def _group(
     return gaussian.expect(functions, means, cov, params, accuracy=engine.accuracy)
 
 
+def _mean(engine: "Engine", view: View) -> Factor | None:
+    """The mean of a line; None for a structural zero."""
+    letters = tuple(sorted({a for i in view.indices for a in i.letters}))
+    value = materialise(engine.mean(view), engine.letters, letters)
+    return None if value is None else _as_factor(engine, value, letters)
+
+
 def _as_factor(engine: "Engine", value: Any, letters: tuple[Letter, ...]) -> Factor:
     value = jnp.asarray(value, engine.dtype)
     value = value.reshape((1,) * (len(letters) - value.ndim) + value.shape)
@@ -290,10 +297,13 @@ class _Function:
         return None
 
     def _vectors(self, e: Expr) -> frozenset[int]:
-        """The wide lines that an expression depends on."""
+        """The wide random lines that an expression depends on."""
         match e:
             case Arg(i):
-                return frozenset(self._line.xs[i : i + 1])
+                used = self._line.xs[i : i + 1]
+                return frozenset(
+                    x for x in used if not self._engine.is_still(self._side, x)
+                )
             case Const():
                 return frozenset()
             case Call(_, args):
@@ -307,14 +317,19 @@ class _Function:
         return len(used) == 1 and self._engine.is_gaussian(self._side, *used)
 
     def _coefficient(self, e: Expr) -> Factor | None:
-        """An expression of tensors alone, as an array at the letters it depends on."""
-        engine = self._engine
+        """An expression of constants, as an array at the letters it depends on."""
+        engine, side = self._engine, self._side
         if isinstance(e, Const):
             return None if e.value == 0.0 else Factor(np.asarray(e.value), ())
-        tensors = self._line.tensors
-        args = [engine.tensor_factor(self._side, t, self._indices) for t in tensors]
+        used, args = frozenset(appearance(e)), []
+        for x in self._line.xs:
+            read = len(args) in used
+            view = View(side, x, self._indices)
+            args.append(_mean(engine, view) if read else None)
+        for t in self._line.tensors:
+            args.append(engine.tensor_factor(side, t, self._indices))
         letters = tuple(sorted({a for f in args if f is not None for a in f.letters()}))
-        values: list[Any] = [0.0] * len(self._line.xs)
+        values: list[Any] = []
         for f in args:
             values.append(
                 0.0
@@ -395,7 +410,9 @@ class _Composite:
     def _view(self, view: View) -> Expr:
         engine = self._engine
         masks, view = self._expansion.unmask(view)
-        if engine.is_gaussian(view.side, view.ref):
+        if engine.is_still(view.side, view.ref):
+            inner = self._param(_mean(engine, view))
+        elif engine.is_gaussian(view.side, view.ref):
             inner = self._leaf(view)
         else:
             line = engine.line(view)

@@ -1,68 +1,131 @@
-"""The kernel of one pair of inputs, from the programs of the two."""
+"""The kernels of one pair of inputs, from the programs of the two."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
 
 from ..asymptotics import Engine, Side
-from ..trace import Network
+from ..program import TensorProgram
+from ..trace import Traced
+
+
+class Asked(Protocol):
+    """Lines of a program whose covariances are asked for.
+
+    Attributes:
+        program: the program of an input.
+        outputs: what is averaged over `trace_axes`, by name.
+        taps: what is averaged over its wide axis, by name.
+    """
+
+    @property
+    def program(self) -> TensorProgram: ...
+    @property
+    def outputs(self) -> Mapping[str, Traced]: ...
+    @property
+    def taps(self) -> Mapping[str, Traced]: ...
 
 
 class PairKernel:
-    """The covariance of the outputs for two inputs, or for one with itself.
+    """The covariances of two inputs, or of one with itself.
+
+    Results are by name, those of taps as "tap:name".
 
     Args:
-        first: the network at the shape of the first input.
-        second: the network at the shape of the second input.
+        first: the lines at the shape of the first input.
+        second: the same at the shape of the second input.
         trace_axes: axes of the output that are averaged over equal positions.
         coupled: the input is a whole batch, whose axis is kept.
     """
 
     def __init__(
-        self, first: Network, second: Network, trace_axes: Sequence[int], coupled: bool
+        self, first: Asked, second: Asked, trace_axes: Sequence[int], coupled: bool
     ) -> None:
-        self._networks = (first, second)
-        ndim = len(first.output.shape)
-        self._same = tuple(sorted(a % ndim for a in trace_axes)) if ndim > 1 else ()
-        self._coupled = coupled
+        self._asked = (first, second)
+        self._trace_axes, self._coupled = tuple(trace_axes), coupled
 
     def pair(
         self, inputs1: Mapping[str, Any], inputs2: Mapping[str, Any], dtype: Any
-    ) -> Any:
-        """Cov(f(x1), f(x2)), of shape I + I' (both batch axes first if coupled)."""
+    ) -> dict[str, Any]:
+        """Kernels of shape I + I' (both batch axes first if coupled)."""
         sides = (
-            Side(self._networks[0].program, inputs1),
-            Side(self._networks[1].program, inputs2),
+            Side(self._asked[0].program, inputs1),
+            Side(self._asked[1].program, inputs2),
         )
         return self.of(Engine(sides, dtype=dtype), (0, 1))
 
-    def same(self, inputs: Mapping[str, Any], dtype: Any) -> Any:
-        """Cov(f(x), f(x)), where equal positions are one variable."""
-        engine = Engine((Side(self._networks[0].program, inputs),), dtype=dtype)
-        k = self.of(engine, (0, 0))
+    def same(self, inputs: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+        """Kernels of an input with itself, where equal positions are one variable."""
+        engine = Engine((Side(self._asked[0].program, inputs),), dtype=dtype)
+        found = self.of(engine, (0, 0))
         # Numerical routes keep the symmetry to their own accuracy only.
-        batch = (1, 0) if self._coupled else ()
-        half = (k.ndim - len(batch)) // 2
-        first = tuple(range(len(batch), len(batch) + half))
-        second = tuple(a + half for a in first)
-        return 0.5 * (k + jnp.transpose(k, batch + second + first))
+        return jax.tree.map(lambda k, t: 0.5 * (k + t), found, self.swap(found))
 
-    def of(self, engine: Engine, sides: tuple[int, int]) -> Any:
-        """The covariance between two sides of an engine."""
-        first, second = (self._networks[s].output for s in sides)
-        u = [a for a in range(len(first.shape)) if a not in self._same]
-        v = [a for a in range(len(second.shape)) if a not in self._same]
+    def swap(self, kernels: dict[str, Any]) -> dict[str, Any]:
+        """The kernels with the roles of the two inputs exchanged."""
+
+        def one(k: Any) -> Any:
+            batch = (1, 0) if self._coupled else ()
+            half = (k.ndim - len(batch)) // 2
+            first = tuple(range(len(batch), len(batch) + half))
+            return jnp.transpose(k, batch + tuple(a + half for a in first) + first)
+
+        return jax.tree.map(one, kernels)
+
+    def of(self, engine: Engine, sides: tuple[int, int]) -> dict[str, Any]:
+        """The kernels between two sides of an engine."""
+        first, second = (self._asked[s] for s in sides)
+        found = {}
+        for name, traced in first.outputs.items():
+            found[name] = self._output(engine, sides, traced, second.outputs[name])
+        for name, traced in first.taps.items():
+            found[f"tap:{name}"] = self._tap(engine, sides, traced, second.taps[name])
+        return found
+
+    def _output(
+        self, engine: Engine, sides: tuple[int, int], first: Traced, second: Traced
+    ) -> Any:
+        """The covariance of outputs."""
+        ndim = len(first.shape)
+        same = tuple(sorted(a % ndim for a in self._trace_axes)) if ndim > 1 else ()
+        u, v = (
+            [a for a in range(len(t.shape)) if a not in same] for t in (first, second)
+        )
         shape = [first.shape[a] for a in u] + [second.shape[a] for a in v]
         total = jnp.zeros(shape, engine.dtype)
         if all(o.kind != "fixed" and o.power == 0 for o in (first, second)):
             for (p, weight), (q, _) in zip(first.refs, second.refs, strict=True):
-                k = engine.pair_array(p, q, sides, self._same)
+                k = engine.pair_array(p, q, sides, same)
                 if k is not None:
-                    total = total + weight * jnp.mean(
-                        k, axis=tuple(range(len(self._same)))
-                    ).astype(engine.dtype)
-        if self._coupled:
-            return jnp.moveaxis(total, len(u), 1)
-        # The batch axis of either input has one entry.
-        return jnp.squeeze(total, (0, len(u)))
+                    mean = jnp.mean(k, axis=tuple(range(len(same))))
+                    total = total + weight * mean.astype(engine.dtype)
+        return self._by_input(total, len(u))
+
+    def _tap(
+        self, engine: Engine, sides: tuple[int, int], first: Traced, second: Traced
+    ) -> Any:
+        """E[Z Z'] of a tap, averaged over its wide axis; zero if it vanishes."""
+        same = () if first.axis is None else (first.axis,)
+        shapes = [
+            [s for a, s in enumerate(t.shape) if a not in same] for t in (first, second)
+        ]
+        total = jnp.zeros(shapes[0] + shapes[1], engine.dtype)
+        if first.power == 0 and first.kind == "fixed":
+            values = [
+                engine.tensor_or_zeros(s, t.refs[0][0])
+                for s, t in zip(sides, (first, second), strict=True)
+            ]
+            values = [jnp.mean(v, axis=same) for v in values]
+            total = jnp.tensordot(values[0], values[1], axes=0)
+        elif first.power == 0:
+            for (p, weight), (q, _) in zip(first.refs, second.refs, strict=True):
+                k = engine.pair_array(p, q, sides, same, centred=False)
+                if k is not None:
+                    total = total + weight * jnp.mean(k, axis=tuple(range(len(same))))
+        return self._by_input(total, len(shapes[0]))
+
+    def _by_input(self, k: Any, half: int) -> Any:
+        """With both batch axes first; without them where each has one entry."""
+        return jnp.moveaxis(k, half, 1) if self._coupled else jnp.squeeze(k, (0, half))

@@ -21,4 +21,5 @@ from ._tracer import RULES as RULES
 from ._tracer import Check as Check
 from ._trained import received as received
 from ._trained import sample as sample
+from ._trained import tangent_variance as tangent_variance
 from ._trained import trained_factor as trained_factor

@@ -21,7 +21,17 @@ from ._declare import Constant, Normal, dims_of, trial_shape, widths_are, widths
 from ._layout import Axis, Unifier, blocks
 from ._sizes import Shape, Size, Solver, trials
 from ._tracer import Check, MatrixSource, Tracer
-from ._values import Data, Known, Linear, MatrixTerm, MatrixValue, Value, leaf_shape
+from ._values import (
+    Data,
+    Known,
+    Leaf,
+    Linear,
+    MatrixTerm,
+    MatrixValue,
+    Value,
+    leaf_shape,
+)
+from ._views import combined
 
 _MAX_LAYOUT_RUNS = 64
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -48,6 +58,12 @@ class Traced:
     kind: str
     source: str = ""
 
+    def moved(self, place: Mapping[Ref, Ref]) -> "Traced":
+        """The quantity in a rewritten program."""
+        return dataclasses.replace(
+            self, refs=tuple((place[r], w) for r, w in self.refs)
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -59,6 +75,8 @@ class Network:
         taps: the tapped quantities, by name.
         notes: lower-order terms that were dropped.
         checks: ranges that data must keep.
+        parameters: the input lines that a parameter is, by name; one for each pair of
+            blocks of its wide axes.
     """
 
     program: TensorProgram
@@ -66,6 +84,7 @@ class Network:
     taps: dict[str, Traced]
     notes: tuple[str, ...]
     checks: tuple[Check, ...]
+    parameters: Mapping[str, tuple[Ref, ...]]
 
     @property
     def needed(self) -> tuple[Ref, ...]:
@@ -77,21 +96,25 @@ class Network:
 
     def moved(self, program: TensorProgram, place: Mapping[Ref, Ref]) -> "Network":
         """The network in a rewritten program, where line `r` is line `place[r]`."""
-
-        def move(t: Traced) -> Traced:
-            return dataclasses.replace(t, refs=tuple((place[r], w) for r, w in t.refs))
-
         return Network(
             program,
-            move(self.output),
-            {name: move(t) for name, t in self.taps.items()},
+            self.output.moved(place),
+            {name: t.moved(place) for name, t in self.taps.items()},
             self.notes,
             tuple(dataclasses.replace(c, ref=place[c.ref]) for c in self.checks),
+            {
+                name: tuple(place[r] for r in refs if r in place)
+                for name, refs in self.parameters.items()
+            },
         )
 
 
 def compile_network(
-    f: Callable[..., Any], params: Any, x: Any, per_example: tuple[bool, ...] = ()
+    f: Callable[..., Any],
+    params: Any,
+    x: Any,
+    per_example: tuple[bool, ...] = (),
+    moving: bool = False,
 ) -> Network:
     """Compile `f(params, x)` for inputs of one shape.
 
@@ -100,6 +123,8 @@ def compile_network(
         params: a pytree of declarations and arrays.
         x: a pytree of `jax.ShapeDtypeStruct`.
         per_example: for every draw of random bits, whether it is fresh for each input.
+        moving: whether constants that are trained are input lines of the program, of
+            standard deviation 0.
 
     Raises:
         UnsupportedError: a primitive or pattern that is not covered.
@@ -108,7 +133,7 @@ def compile_network(
     """
     graph, ratios = traced_graph(f, params, x)
     try:
-        return _compiled(graph, ratios, params, x, per_example)
+        return _compiled(graph, ratios, params, x, per_example, moving)
     except UnsupportedError as error:
         if ratios:
             raise
@@ -125,14 +150,16 @@ def _compiled(
     params: Any,
     x: Any,
     per_example: tuple[bool, ...],
+    moving: bool,
 ) -> Network:
     unifier, layouts = Unifier(), {}
     for _ in range(_MAX_LAYOUT_RUNS):
         before = unifier.structured
-        _interpret(graph, params, x, Tracer(layouts, unifier, ratios, dry=True))
+        dry = Tracer(layouts, unifier, ratios, dry=True, moving=moving)
+        _interpret(graph, params, x, dry)
         if unifier.structured == before:
             break
-    tracer = Tracer(layouts, unifier, ratios, dry=False, per_example=per_example)
+    tracer = Tracer(layouts, unifier, ratios, False, per_example, moving)
     (out,) = _interpret(graph, params, x, tracer)
     return _network(tracer, out)
 
@@ -338,6 +365,7 @@ def _normal(tracer: Tracer, name: str, p: Normal) -> Value | MatrixValue:
     if not wide:
         out = tuple(int(s) for s in shape if isinstance(s, int))
         ref = tracer.emit.emit(VecIn(name=name, shape=out, dim=None, std=std))
+        tracer.is_parameter(name, ref)
         return _scaled(
             Value(shape, "output", (Linear.of(ref, out),), power=power), scale
         )
@@ -356,7 +384,9 @@ def _normal(tracer: Tracer, name: str, p: Normal) -> Value | MatrixValue:
             name=name if len(parts) == 1 else f"{name}_{i}",
             shape=leaf, dim=tracer.dim(block), std=std,
         )  # fmt: skip
-        leaves.append(Linear.of(tracer.emit.emit(line), leaf))
+        ref = tracer.emit.emit(line)
+        tracer.is_parameter(name, ref)
+        leaves.append(Linear.of(ref, leaf))
     return _scaled(dataclasses.replace(bare, leaves=tuple(leaves)), scale)
 
 
@@ -382,6 +412,8 @@ def _constant(tracer: Tracer, name: str, p: Constant) -> Value:
             f"The constant parameter `{name}` has {len(wide)} wide axes: a fixed "
             "matrix has no limit here. Use `wl.normal`."
         )
+    if tracer.moving and not (is_concrete(p.lr) and float(p.lr) == 0.0):
+        return _moving(tracer, name, p, shape, small)
     if is_concrete(p.value):
         value = np.broadcast_to(np.asarray(p.value, np.float64), small)
         if wide:
@@ -395,6 +427,37 @@ def _constant(tracer: Tracer, name: str, p: Constant) -> Value:
     layout = tracer.fresh(size)
     leaves = None if tracer.dry else tuple(given.leaf for _ in blocks(layout))
     return Value(shape, "fixed", leaves, wide[0], layout)
+
+
+def _moving(
+    tracer: Tracer, name: str, p: Constant, shape: Shape, small: tuple[int, ...]
+) -> Value:
+    """A constant as input lines without variance, plus its value."""
+    given: Leaf = (
+        Known(np.broadcast_to(np.asarray(p.value, np.float64), small))
+        if is_concrete(p.value)
+        else _input(tracer, f"value:{name}", small, np.float64).leaf
+    )
+    wide = [(i, s) for i, s in enumerate(shape) if isinstance(s, Size)]
+    axis, layout, kind = None, None, "output"
+    if wide:
+        axis, size = wide[0]
+        layout, kind = tracer.layout((name, axis), size), "vector"
+    value = Value(shape, kind, None, axis, layout)
+    if wide and tracer.dry:
+        return value
+    leaves = []
+    for i, block in enumerate(value.blocks()):
+        inner = value.leaf_shape(block)
+        dim = None if block is None else tracer.dim(block)
+        line = VecIn(
+            name=name if i == 0 else f"{name}_{i}", shape=inner, dim=dim, std=0.0
+        )
+        ref = tracer.emit.emit(line)
+        tracer.is_parameter(name, ref)
+        mean = tracer.emit.linear(given, inner, "")
+        leaves.append(combined([Linear.of(ref, inner), mean], inner))
+    return dataclasses.replace(value, leaves=tuple(leaves))
 
 
 # Results ------------------------------------------------------------------------------
@@ -421,7 +484,8 @@ def _network(tracer: Tracer, out: Any) -> Network:
         tuple((name, r) for name, t in taps.items() for r, _ in t.refs),
     )
     notes, checks = tuple(tracer.notes), tuple(tracer.checks)
-    return Network(program, traced[0], taps, notes, checks)
+    parameters = {name: tuple(refs) for name, refs in tracer.parameters.items()}
+    return Network(program, traced[0], taps, notes, checks, parameters)
 
 
 def _traced(tracer: Tracer, v: Value) -> Traced:

@@ -245,6 +245,7 @@ def _matrix_line(
             std=source.std,
         )
     )
+    tr.is_parameter(source.name, ref)
     if first != wide:
         ref = tr.emit.emit(Transpose(name="", matrix=ref))
     return ref, tr.dim(block[first[1]]), included

@@ -92,6 +92,7 @@ class Tracer:
 
     Attributes:
         dry: the layout run, which writes no lines.
+        moving: whether trained constants are input lines.
         where: the user's line of the equation at work.
     """
 
@@ -102,19 +103,27 @@ class Tracer:
         ratios: dict[str, float],
         dry: bool,
         per_example: Sequence[bool] = (),
+        moving: bool = False,
     ) -> None:
         self.emit = Emitter()
         self.unifier, self.ratios, self.dry = unifier, ratios, dry
         self.where = ""
         self.matrices: dict[str, MatrixSource] = {}
+        self.parameters: dict[str, list[Ref]] = {}
         self.orientation: dict[str, tuple[int, int]] = {}
         self.taps: list[tuple[str, Any]] = []
         self.notes: list[str] = []
         self.checks: list[Check] = []
-        self.per_example = tuple(per_example)
+        self.per_example, self.moving = tuple(per_example), moving
         self.draws = 0
         self._layouts = layouts
         self._anonymous = 0
+
+    def is_parameter(self, name: str, ref: Ref) -> None:
+        """State that an input line is (a part of) a parameter."""
+        known = self.parameters.setdefault(name, [])
+        if ref not in known:
+            known.append(ref)
 
     # Layouts --------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from .._errors import InputError
+from .._jax import is_concrete
 from ._declare import Constant, Normal, fan_in_root, trial_shape
 
 
@@ -41,6 +42,37 @@ def trained_factor(declaration: Normal | Constant, widths: Mapping[str, int]) ->
             return fan_in_root_at_base(declaration) / fan_in_root(declaration, widths)
         case _:  # "standard-naive" differs from None in the default fan-in alone
             return 1.0
+
+
+def tangent_variance(declaration: Normal | Constant) -> tuple[Any, Fraction]:
+    """The variance of the entries of a direction, for the tangent kernel.
+
+    Where theta moves along u ~ N(0, lr), w = c theta moves by entries of variance
+    lr c^2. As a `std` of the declaration is before it is divided by the fan-in, this is
+    lr c^2 times the fan-in.
+
+    Returns:
+        The variance, a number or a scalar array, at width 1, and the power of the width
+        that multiplies it.
+
+    Raises:
+        InputError: the standard parameterisation is asked of a width without a base.
+    """
+    lr = float(declaration.lr) if is_concrete(declaration.lr) else declaration.lr
+    if isinstance(declaration, Constant):
+        return lr, Fraction(0)
+    match declaration.parameterization:
+        case "ntk":
+            std = declaration.std
+            return lr * (float(std) if is_concrete(std) else std) ** 2, Fraction(0)
+        case "standard":
+            return lr * fan_in_root_at_base(declaration) ** 2, Fraction(0)
+        case _:
+            sizes = [declaration.shape[a] for a in declaration.fan_in_axes]
+            known = math.prod(s for s in sizes if isinstance(s, int))
+            return lr * known, Fraction(
+                len([s for s in sizes if not isinstance(s, int)])
+            )
 
 
 def fan_in_root_at_base(declaration: Normal) -> float:

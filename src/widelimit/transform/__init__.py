@@ -11,6 +11,8 @@ from ._backprop import MatrixUse as MatrixUse
 from ._backprop import backprop as backprop
 from ._detranspose import detranspose as detranspose
 from ._drop_dead import drop_dead as drop_dead
+from ._linearise import Linearised as Linearised
+from ._linearise import linearise as linearise
 from ._merge_equal import merge_equal as merge_equal
 from ._pipeline import STAGES as STAGES
 from ._pipeline import Rewritten as Rewritten

@@ -1,0 +1,296 @@
+"""The programs that a network is, one for each shape of its inputs."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._coupling import coupled, fresh_draws
+from ._errors import InputError, NoLimitError, ShapeMismatchError, UnsupportedError
+from ._jax import is_concrete
+from .program import Ref, TensorProgram, width_names
+from .trace import (
+    Constant,
+    Network,
+    Normal,
+    Traced,
+    compile_network,
+    path_name,
+    tangent_variance,
+    widths_in,
+)
+from .transform import detranspose, linearise, normal_form
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantities:
+    """Lines whose covariances are asked for.
+
+    Attributes:
+        program: where they are; it uses no matrix and its transpose.
+        outputs: what is averaged over `trace_axes`: "nngp", "ntk" and "ntk:parameter".
+        taps: what is averaged over its wide axis.
+    """
+
+    program: TensorProgram
+    outputs: Mapping[str, Traced]
+    taps: Mapping[str, Traced]
+
+
+class Networks:
+    """A function and its parameters as programs, compiled once for every shape.
+
+    Args:
+        f: the network.
+        params: its declarations.
+        trace_axes: axes of the output over which kernels are averaged.
+    """
+
+    def __init__(
+        self, f: Callable[..., Any], params: Any, trace_axes: tuple[int, ...]
+    ) -> None:
+        self._f, self._params, self._trace_axes = f, params, trace_axes
+        self._traced: dict[Any, Network] = {}
+        self._limits: dict[Any, Network] = {}
+        self._asked: dict[Any, Quantities] = {}
+        self._coupled: dict[Any, bool] = {}
+
+    def traced(self, x: Any, batch: bool = False, moving: bool = False) -> Network:
+        """The network as traced, for inputs of a shape: of one, or of a whole batch.
+
+        Args:
+            x: a pytree of `jax.ShapeDtypeStruct`.
+            batch: whether inputs interact.
+            moving: whether constants are input lines, which can move.
+        """
+        moving = moving and any(_moves(p) for p in self._declared(Constant).values())
+        one = x if batch else with_rows(x, 1)
+        key = (key_of(one), batch, moving)
+        if key not in self._traced:
+            draws = () if batch else fresh_draws(self._f, self._params, x)
+            network = compile_network(self._f, self._params, one, draws, moving)
+            done = normal_form(network.program, network.needed)
+            network = network.moved(done.program, done.place)
+            self._check_output(network, one)
+            self._traced[key] = network
+        return self._traced[key]
+
+    def limit(self, x: Any, batch: bool = False) -> Network:
+        """The same without transposes: a program with the same limit."""
+        key = (key_of(x if batch else with_rows(x, 1)), batch)
+        if key not in self._limits:
+            network = self.traced(x, batch)
+            done = detranspose(network.program, self._ratios(network.program))
+            self._limits[key] = network.moved(done.program, done.place)
+        return self._limits[key]
+
+    def asked(self, x: Any, batch: bool, what: frozenset[str]) -> Quantities:
+        """The lines of quantities of the network.
+
+        Args:
+            x: a pytree of `jax.ShapeDtypeStruct`.
+            batch: whether inputs interact.
+            what: of "nngp", "ntk", "parts" (of the ntk, one a parameter) and "taps".
+
+        Raises:
+            NoLimitError: a quantity diverges.
+        """
+        key = (key_of(x if batch else with_rows(x, 1)), batch, what)
+        if key not in self._asked:
+            self._asked[key] = self._ask(x, batch, what)
+        return self._asked[key]
+
+    def _ask(self, x: Any, batch: bool, what: frozenset[str]) -> Quantities:
+        if not what & {"ntk", "parts"}:
+            network = self.limit(x, batch)
+            taps = network.taps if "taps" in what else {}
+            return Quantities(network.program, {"nngp": network.output}, taps)
+        network = self._moving(x, batch)
+        variances = self._variances(network)
+        groups = {}
+        if "ntk" in what:
+            groups["ntk"] = list(variances)
+        if "parts" in what:
+            groups |= {f"ntk:{name}": [name] for name in variances}
+        directions = [
+            _directions(network, {name: variances[name] for name in names})
+            for names in groups.values()
+        ]
+        done = linearise(network.program, *directions)
+        outputs = {
+            key: _changed(network.output, changes)
+            for key, changes in zip(groups, done.changes, strict=True)
+        }
+        if "nngp" in what:
+            outputs["nngp"] = network.output
+        program, refs = done.program, [r for t in outputs.values() for r, _ in t.refs]
+        for run in (
+            lambda p, keep: normal_form(TensorProgram(p.lines), keep),
+            lambda p, keep: detranspose(p, self._ratios(p)),
+        ):
+            step = run(program, tuple(refs))
+            program, refs = step.program, [step.place[r] for r in refs]
+            outputs = {key: t.moved(step.place) for key, t in outputs.items()}
+        return Quantities(program, outputs, {})
+
+    def _moving(self, x: Any, batch: bool) -> Network:
+        try:
+            return self.traced(x, batch, moving=True)
+        except (UnsupportedError, NoLimitError) as error:
+            self.traced(x, batch)  # where this fails, the fault is another
+            finite = [
+                f"`{name}`"
+                for name, p in self._declared(Constant).items()
+                if _moves(p) and all(isinstance(s, int) for s in p.shape)
+            ]
+            raise UnsupportedError(
+                f"A constant parameter of finite shape ({', '.join(finite)}) is "
+                "trained, and does not enter linearly at the output: its part of the "
+                "tangent kernel is random at every width. Declare it with lr=0 for the "
+                f"kernel of the other parameters. {error}"
+            ) from error
+
+    def _variances(self, network: Network) -> dict[str, Any]:
+        """The variance of the direction of every parameter that moves."""
+        found = {}
+        for name, p in self._declared(Normal, Constant).items():
+            if not network.parameters.get(name) or not _moves(p):
+                continue
+            value, power = tangent_variance(p)
+            if power > 0:
+                raise NoLimitError(
+                    f"The tangent kernel diverges like n^{power} with the width: that "
+                    f"is the order of the part of `{name}`, whose variable is the "
+                    "weight itself, of variance 1/n. Use parameterization='ntk' or "
+                    "'standard', or divide by the square root of the width in the "
+                    "network."
+                )
+            found[name] = value
+        if not found:
+            raise InputError(
+                "No parameter that the output depends on is trained: give one lr > 0."
+            )
+        return found
+
+    def is_coupled(self, x: Any) -> bool:
+        """Whether inputs of a batch interact."""
+        key = key_of(with_rows(struct_of(x), 1))
+        if key not in self._coupled:
+            self._coupled[key] = coupled(self._f, self._params, x)
+        return self._coupled[key]
+
+    def is_one_batch(self, x: Any) -> bool:
+        """Whether running inputs one by one would be another function."""
+        return self.is_coupled(x) or any(fresh_draws(self._f, self._params, x))
+
+    def shared(self, dtype: Any) -> dict[str, Any]:
+        """What all inputs of the programs share: standard deviations, arrays."""
+        shared: dict[str, Any] = {}
+        for name, p in self._declared(object).items():
+            if isinstance(p, Normal):
+                shared[f"std:{name}"] = jnp.asarray(p.std, dtype)
+            elif isinstance(p, Constant):
+                if np.ndim(p.value) == 0 or not is_concrete(p.value):
+                    shape = tuple(s if isinstance(s, int) else 1 for s in p.shape)
+                    shared[f"value:{name}"] = jnp.broadcast_to(
+                        jnp.asarray(p.value, dtype), shape
+                    )
+            else:
+                array = jnp.asarray(p)
+                floating = jnp.issubdtype(array.dtype, jnp.floating)
+                shared[f"param:{name}"] = array.astype(dtype) if floating else array
+            if isinstance(p, Normal | Constant) and _moves(p):
+                value, _ = tangent_variance(p)
+                if not isinstance(value, float):
+                    shared[f"direction:{name}"] = jnp.sqrt(jnp.asarray(value, dtype))
+        return shared
+
+    def _declared(self, *kinds: type) -> dict[str, Any]:
+        """The parameters of some kinds, by name."""
+        paths, _ = jax.tree_util.tree_flatten_with_path(
+            self._params, is_leaf=lambda p: isinstance(p, Normal | Constant)
+        )
+        return {path_name(path): p for path, p in paths if isinstance(p, kinds)}
+
+    def _ratios(self, program: TensorProgram) -> dict[str, float]:
+        used = width_names(program)
+        return {
+            name: float(w.ratio)
+            for name, w in widths_in(self._params).items()
+            if name in used
+        }
+
+    def _check_output(self, network: Network, x: Any) -> None:
+        rows, shape = jax.tree.leaves(x)[0].shape[0], network.output.shape
+        if not shape or shape[0] != rows:
+            raise ShapeMismatchError(
+                f"The network should return (N, ..) for N inputs; for {rows} it "
+                f"returns an array of shape {shape}."
+            )
+        for axis in self._trace_axes:
+            if len(shape) > 1 and not -len(shape) <= axis < len(shape):
+                raise InputError(
+                    f"trace_axes has {axis}, but the output has {len(shape)} axes: "
+                    f"{shape}."
+                )
+            if axis % max(len(shape), 1) == 0 and len(shape) > 1:
+                raise InputError("trace_axes names the batch axis of the output.")
+
+
+def diverges(what: str, traced: Traced) -> str:
+    """The message for a quantity of positive order."""
+    power = traced.power
+    divisor = "sqrt(n)" if power == Fraction(1, 2) else f"n**{float(power):g}"
+    where = f", at {traced.source}" if traced.source else ""
+    return f"{what} diverges like n^{power} with the width{where}: divide by {divisor}?"
+
+
+def _moves(p: Normal | Constant) -> bool:
+    """Whether a parameter is trained."""
+    return not (isinstance(p.lr, int | float) and p.lr == 0)
+
+
+def _directions(
+    network: Network, variances: Mapping[str, Any]
+) -> dict[Ref, float | str]:
+    """The standard deviation of the direction of every input line, or its key."""
+    return {
+        ref: value**0.5 if isinstance(value, float) else f"direction:{name}"
+        for name, value in variances.items()
+        for ref in network.parameters[name]
+    }
+
+
+def _changed(output: Traced, changes: Mapping[Ref, Ref]) -> Traced:
+    """The change of an output; without a line where it does not change."""
+    refs = tuple((changes[r], w) for r, w in output.refs if r in changes)
+    return dataclasses.replace(output, refs=refs)
+
+
+def struct_of(x: Any) -> Any:
+    """The shapes of inputs, as they are traced."""
+
+    def one(a: Any) -> Any:
+        dtype = (
+            np.dtype("float64") if jnp.issubdtype(a.dtype, jnp.floating) else a.dtype
+        )
+        return jax.ShapeDtypeStruct(a.shape, dtype)
+
+    return jax.tree.map(one, x)
+
+
+def with_rows(x: Any, rows: int) -> Any:
+    """The shapes of another number of inputs."""
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), x
+    )
+
+
+def key_of(x: Any) -> Any:
+    """A key for inputs of one structure, shape and type."""
+    leaves, tree = jax.tree.flatten(x)
+    return (str(tree), tuple((tuple(a.shape), str(a.dtype)) for a in leaves))

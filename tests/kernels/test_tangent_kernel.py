@@ -1,0 +1,288 @@
+"""The tangent kernel in the limit against finite networks, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import widelimit as wl
+from widelimit.trace import widths_in
+
+n = wl.width("n", base=8)
+m = wl.width("m", ratio=1.5, base=12)
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((3, 4))
+SEQUENCES = RNG.standard_normal((2, 3, 4))
+SLOW = pytest.mark.slow
+
+
+def dense(p, h):
+    return h @ p / jnp.sqrt(h.shape[-1])
+
+
+# ------------------------------------------------------------------- finite networks
+def mlp(p, x):
+    """Trained constants, a bias of the output, two widths."""
+    h = jax.nn.relu(dense(p["U"], x) + p["b"])
+    h = jnp.tanh(p["scale"] * dense(p["W"], h))
+    return dense(p["v"], h) + p["out"]
+
+
+MLP = {
+    "U": wl.normal((4, n), std=1.3),
+    "b": wl.normal((n,), std=0.2, lr=0.3),
+    "W": wl.normal((n, m), std=1.2),
+    "scale": wl.constant((m,), 0.9),
+    "v": wl.normal((m, 2), std=1.1),
+    "out": wl.constant((2,), 0.1, lr=0.5),
+}
+
+
+def recurrent(p, x):
+    def step(h, row):
+        return jnp.tanh(dense(p["W"], h) + dense(p["U"], row)), None
+
+    h, _ = jax.lax.scan(step, jnp.zeros((len(x), n)), jnp.swapaxes(x, 0, 1))
+    return dense(p["v"], h)
+
+
+RECURRENT = {
+    "W": wl.normal((n, n), std=1.2),
+    "U": wl.normal((4, n)),
+    "v": wl.normal((n, 1)),
+}
+
+
+def normalised(p, x):
+    """LayerNorm with a trained scale and shift."""
+    h = dense(p["U"], x)
+    h = (h - h.mean(-1, keepdims=True)) / jnp.sqrt(h.var(-1, keepdims=True) + 0.1)
+    h = jax.nn.relu(h * p["gamma"] + p["beta"])
+    return dense(p["v"], dense(p["W"], h))
+
+
+NORMALISED = {
+    "U": wl.normal((4, n)),
+    "gamma": wl.constant((n,), 1.2),
+    "beta": wl.constant((n,), 0.3),
+    "W": wl.normal((n, n)),
+    "v": wl.normal((n, 2)),
+}
+
+
+def attention(p, x):
+    """Logits over n, two heads, a value for every position."""
+    h = dense(p["E"], x)
+    q, k, v = (dense(p[name], h) for name in ("Q", "K", "V"))
+    q, k, v = (a.reshape(*a.shape[:2], 2, -1) for a in (q, k, v))
+    logits = jnp.einsum("bqhc,bkhc->bhqk", q, k) / q.shape[-1]
+    mixed = jnp.einsum("bhqk,bkhc->bqhc", jax.nn.softmax(logits), v)
+    return dense(p["v"], jnp.tanh(mixed.reshape(h.shape)).mean(1))
+
+
+ATTENTION = {
+    "E": wl.normal((4, n)),
+    "Q": wl.normal((n, n)),
+    "K": wl.normal((n, n)),
+    "V": wl.normal((n, n)),
+    "v": wl.normal((n, 2)),
+}
+
+
+def tied(p, x):
+    """A matrix and its transpose: theorem 6 in the network itself."""
+    h = jnp.tanh(dense(p["U"], x))
+    h = jnp.tanh(dense(p["W"], h))
+    return dense(p["v"], jnp.tanh(dense(p["W"].T, h)))
+
+
+TIED = {
+    "U": wl.normal((4, n)),
+    "W": wl.normal((n, n), std=1.3),
+    "v": wl.normal((n, 2)),
+}
+
+
+def convolution(p, x):
+    layout = ("NWC", "WIO", "NWC")
+    for name in ("c1", "c2"):
+        fan_in = p[name].shape[0] * p[name].shape[1]
+        x = jax.lax.conv_general_dilated(
+            x, p[name], (1,), "SAME", dimension_numbers=layout
+        )
+        x = jax.nn.relu(x / jnp.sqrt(fan_in))
+    return dense(p["v"], x)
+
+
+CONVOLUTION = {
+    "c1": wl.normal((2, 4, n), std=1.2),
+    "c2": wl.normal((3, n, n), std=1.1),
+    "v": wl.normal((n, 2)),
+}
+
+
+def centred(p, x):
+    """Inputs of a batch interact."""
+    h = dense(p["U"], x)
+    h = jax.nn.relu(h - h.mean(0))
+    return dense(p["v"], jnp.tanh(dense(p["W"], h)))
+
+
+CENTRED = {
+    "U": wl.normal((4, n)),
+    "W": wl.normal((n, n)),
+    "v": wl.normal((n, 2)),
+}
+
+
+def agrees_with_networks(net, x, width=512, seeds=12):
+    """Every part of the kernel, against the mean of the empirical ones."""
+    parts = net.ntk(x, by_param=True)
+    total = sum(parts.values())
+    np.testing.assert_allclose(net.ntk(x), total, rtol=1e-12, atol=1e-12)
+    found = {name: [] for name in parts}
+    widths = {k: round(w.ratio * width) for k, w in widths_in(net.params).items()}
+    for seed in range(seeds):
+        f, theta = net.at(key=jax.random.key(seed), **widths)
+        for name, part in f.ntk(theta, x, by_param=True).items():
+            found[name].append(np.asarray(part))
+    size = np.abs(total).max()
+    for name, part in parts.items():
+        mean = np.mean(found[name], axis=0)
+        error = np.std(found[name], axis=0, ddof=1) / seeds**0.5
+        # The bias is of order 1/width.
+        assert (np.abs(mean - part) < 4.5 * error + 3 * size / width).all(), name
+        assert error.max() < 0.05 * size, name
+
+
+@pytest.mark.parametrize(
+    ("f", "params", "x"),
+    [
+        (mlp, MLP, X),
+        pytest.param(recurrent, RECURRENT, SEQUENCES, marks=SLOW),
+        pytest.param(normalised, NORMALISED, X, marks=SLOW),
+        pytest.param(attention, ATTENTION, SEQUENCES, marks=SLOW),
+        pytest.param(tied, TIED, X, marks=SLOW),
+        pytest.param(convolution, CONVOLUTION, SEQUENCES, marks=SLOW),
+        pytest.param(centred, CENTRED, X, marks=SLOW),
+    ],
+)
+def test_parts_are_those_of_finite_networks(f, params, x):
+    agrees_with_networks(wl.limit(f, params), x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parameterization", ["ntk", "standard"])
+def test_parts_are_those_of_training_variables(parameterization):
+    def f(p, x):
+        h = jax.nn.relu(x @ p["U"] + p["b"])
+        return jnp.tanh(h @ p["W"]) @ p["v"]
+
+    params = {
+        "U": wl.normal((4, n), std=1.3),
+        "b": wl.normal((n,), std=0.2),
+        "W": wl.normal((n, m), std=1.2, lr=2.0),
+        "v": wl.normal((m, 2), std=1.1),
+    }
+    agrees_with_networks(wl.limit(f, params, parameterization=parameterization), X)
+
+
+# -------------------------------------------------------------------- what must hold
+def test_both_kernels_in_one_pass():
+    net = wl.limit(mlp, MLP)
+    kernels = net.kernels(X, X[:2] + 0.1)
+    assert kernels.ntk.shape == kernels.nngp.shape == (3, 2)
+    np.testing.assert_allclose(kernels.nngp, net.nngp(X, X[:2] + 0.1), rtol=1e-13)
+    np.testing.assert_allclose(kernels.ntk, net.ntk(X, X[:2] + 0.1), rtol=1e-13)
+
+
+def test_learning_rates_multiply_parts():
+    def net(u, v):
+        params = {"U": wl.normal((4, n), lr=u), "v": wl.normal((n, 1), lr=v)}
+        return wl.limit(
+            lambda p, x: dense(p["v"], jax.nn.relu(dense(p["U"], x))), params
+        )
+
+    one = net(1.0, 1.0).ntk(X, by_param=True)
+    other = net(3.0, jnp.asarray(0.5)).ntk(X, by_param=True)
+    np.testing.assert_allclose(other["U"], 3.0 * one["U"], rtol=1e-13)
+    np.testing.assert_allclose(other["v"], 0.5 * one["v"], rtol=1e-13)
+    assert set(net(0.0, 1.0).ntk(X, by_param=True)) == {"v"}
+
+
+def test_a_linear_network_by_hand():
+    """K = x x'/4; the parts of U and of v are that times the variance of the other."""
+    params = {"U": wl.normal((4, n), std=1.5), "v": wl.normal((n, 1), std=0.5)}
+    net = wl.limit(lambda p, x: dense(p["v"], dense(p["U"], x)), params)
+    parts = net.ntk(X, by_param=True)
+    gram = X @ X.T / 4
+    np.testing.assert_allclose(parts["U"], 0.25 * gram, rtol=1e-13)
+    np.testing.assert_allclose(parts["v"], 2.25 * gram, rtol=1e-13)
+
+
+def test_derivative_in_a_standard_deviation():
+    def value(std):
+        params = {**MLP, "W": wl.normal((n, m), std=std, parameterization="ntk")}
+        del params["scale"], params["out"]
+
+        def f(p, x):
+            h = jax.nn.relu(dense(p["U"], x) + p["b"])
+            return dense(p["v"], jnp.tanh(h @ p["W"]))
+
+        return wl.limit(f, params).ntk(X[:1], X[1:2])[0, 0]
+
+    exact, step = jax.grad(value)(1.2), 1e-5
+    differences = (value(1.2 + step) - value(1.2 - step)) / (2 * step)
+    np.testing.assert_allclose(exact, differences, rtol=1e-8)
+
+
+@pytest.mark.slow
+def test_the_diagonal_is_exact_in_single_precision():
+    params = {"in": wl.normal((5, n), std=2**0.5), "out": wl.normal((n, 1))}
+    params |= {f"W{i}": wl.normal((n, n), std=2**0.5) for i in range(30)}
+
+    def f(p, x):
+        h = jax.nn.relu(dense(p["in"], x))
+        for i in range(30):
+            h = jax.nn.relu(dense(p[f"W{i}"], h))
+        return dense(p["out"], h)
+
+    x = RNG.standard_normal((4, 5))
+    net = wl.limit(f, params)
+    single = np.asarray(net.ntk(x.astype(np.float32)))
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(np.diag(single), np.diag(net.ntk(x)), rtol=1e-6)
+
+
+# ------------------------------------------------------------------------ what cannot
+def test_nothing_is_trained():
+    params = {"U": wl.normal((4, n), lr=0.0), "v": wl.normal((n, 1), lr=0)}
+    net = wl.limit(lambda p, x: dense(p["v"], dense(p["U"], x)), params)
+    with pytest.raises(wl.InputError, match="lr > 0"):
+        net.ntk(X)
+
+
+def test_the_naive_standard_parameterisation_diverges():
+    params = {
+        "U": wl.normal((4, n)),
+        "W": wl.normal((n, n)),
+        "v": wl.normal((n, 1)),
+    }
+    net = wl.limit(
+        lambda p, x: jnp.tanh(jnp.tanh(x @ p["U"]) @ p["W"]) @ p["v"],
+        params,
+        parameterization="standard-naive",
+    )
+    assert np.isfinite(net.nngp(X)).all()
+    with pytest.raises(wl.NoLimitError, match=r"n\^1 .*`W`"):
+        net.ntk(X)
+
+
+def test_a_finite_constant_inside_the_network():
+    params = {**RECURRENT, "gain": wl.constant((), 0.5)}
+    net = wl.limit(lambda p, x: recurrent(p, p["gain"] * x), params)
+    with pytest.raises(wl.UnsupportedError, match=r"`gain`.*lr=0"):
+        net.ntk(SEQUENCES)
+    fixed = wl.limit(net.f, {**params, "gain": wl.constant((), 0.5, lr=0)})
+    expected = wl.limit(recurrent, RECURRENT).ntk(0.5 * SEQUENCES)
+    np.testing.assert_allclose(fixed.ntk(SEQUENCES), expected, rtol=1e-12)
