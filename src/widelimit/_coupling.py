@@ -1,18 +1,15 @@
 """Whether inputs of a batch interact, found by running the network, not declared."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from ._errors import InputError
-from ._jax import Equation, Graph, is_concrete
-from .trace import Constant, Normal, trace_at, trial_shape, widths_are, widths_in
-
-# Small, and divisible by the usual numbers of heads and groups.
-_WIDTHS = (48, 192, 960)
+from ._jax import Graph, is_concrete
+from ._small import WIDTHS, small_network, small_widths
+from .trace import trace_at
 
 
 def coupled(f: Callable[..., Any], params: Any, x: Any) -> bool:
@@ -24,11 +21,11 @@ def coupled(f: Callable[..., Any], params: Any, x: Any) -> bool:
         x: inputs; when they are traced, others of their shape are used.
     """
     first, second, third = _three_inputs(x)
-    for width in _WIDTHS:
+    for width in WIDTHS:
         try:
             # Now, even where the caller is being traced: only structure is asked.
             with jax.ensure_compile_time_eval():
-                run, theta = _small(f, params, _widths(params, width))
+                run, theta = small_network(f, params, small_widths(params, width))
                 outs = [run(theta, _pair(first, y)) for y in (second, third)]
         except (TypeError, ValueError, ArithmeticError, LookupError):
             continue
@@ -38,43 +35,6 @@ def coupled(f: Callable[..., Any], params: Any, x: Any) -> bool:
         return not np.array_equal(a, b, equal_nan=True)
     # It fails at every width: the compiler will say where.
     return False
-
-
-def _small(
-    f: Callable[..., Any], params: Any, widths: Mapping[str, int]
-) -> tuple[Callable[..., Any], Any]:
-    """The network at small widths; only which numbers meet matters, not their law."""
-    rng = np.random.default_rng(1)
-
-    def draw(p: Any) -> Any:
-        if isinstance(p, Normal):
-            shape = trial_shape(p.shape, widths)
-            std = float(p.std) if is_concrete(p.std) else 1.0
-            scale = std / math.prod(shape[a] for a in p.fan_in_axes) ** 0.5
-            return (scale * rng.standard_normal(shape)).astype(np.float32)
-        if isinstance(p, Constant):
-            value = np.asarray(p.value) if is_concrete(p.value) else np.ones(())
-            return np.broadcast_to(value, trial_shape(p.shape, widths)).astype(
-                np.float32
-            )
-        return p if is_concrete(p) else np.ones(p.shape, p.dtype)
-
-    theta = jax.tree.map(
-        draw, params, is_leaf=lambda p: isinstance(p, Normal | Constant)
-    )
-
-    def run(theta: Any, x: Any) -> Any:
-        with widths_are(widths):
-            return f(theta, x)
-
-    return jax.jit(run), theta
-
-
-def _widths(params: Any, scale: int) -> dict[str, int]:
-    return {
-        name: max(1, round(float(w.ratio) * scale))
-        for name, w in widths_in(params).items()
-    }
 
 
 def _three_inputs(x: Any) -> tuple[Any, Any, Any]:
@@ -122,7 +82,7 @@ def fresh_draws(f: Callable[..., Any], params: Any, x: Any) -> tuple[bool, ...]:
             lambda a, r=rows: jax.ShapeDtypeStruct((r, *a.shape[1:]), a.dtype), x
         )
         try:
-            graph = trace_at(f, params, struct, _widths(params, 20160))
+            graph = trace_at(f, params, struct, small_widths(params, 20160))
         except Exception:
             # The compiler meets the same failure, and says where it is.
             return ()
@@ -140,16 +100,6 @@ def _draw_sizes(graph: Graph) -> list[int]:
         if e.name == "random_bits":
             sizes.append(int(np.prod(e.outputs[0].shape)))
         repeats = e.params["length"] if e.name == "scan" else 1
-        for inner in _graphs(e):
+        for inner in e.graphs:
             sizes += _draw_sizes(inner) * repeats
     return sizes
-
-
-def _graphs(e: Equation) -> list[Graph]:
-    found = []
-    for p in e.params.values():
-        if isinstance(p, Graph):
-            found.append(p)
-        elif isinstance(p, tuple):
-            found += [q for q in p if isinstance(q, Graph)]
-    return found

@@ -60,6 +60,25 @@ class Equation:
     primitive: Any
     raw: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def graphs(self) -> "list[Graph]":
+        """The graphs among its parameters."""
+        found = []
+        for p in self.params.values():
+            parts = p if isinstance(p, tuple) else (p,)
+            found += [q for q in parts if isinstance(q, Graph)]
+        return found
+
+    @property
+    def is_of_jax(self) -> bool:
+        """Whether the function that it calls is one of JAX's own."""
+        for value in self.raw.values():
+            info = getattr(getattr(value, "jaxpr", value), "debug_info", None)
+            name = getattr(info, "func_filename", None)
+            if isinstance(name, str) and name.startswith(_JAX):
+                return True
+        return False
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Graph:

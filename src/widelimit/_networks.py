@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._coupling import coupled, fresh_draws
+from ._derivatives import replaced_derivatives
 from ._errors import InputError, NoLimitError, ShapeMismatchError, UnsupportedError
 from ._jax import is_concrete
 from .program import Ref, TensorProgram, width_names
@@ -138,6 +139,14 @@ class Networks:
         return Quantities(program, outputs, {})
 
     def _moving(self, x: Any, batch: bool) -> Network:
+        """The network as traced, where every trained parameter can move."""
+        if where := replaced_derivatives(self._f, self._params, with_rows(x, 2)):
+            raise UnsupportedError(
+                "The derivative that JAX takes of the network is not that of its "
+                f"values: `stop_gradient` or a custom derivative at {', '.join(where)}."
+                " The tangent kernel in the limit is that of the values, and would be "
+                "another one; `f.ntk` of a finite network is as JAX takes it."
+            )
         try:
             return self.traced(x, batch, moving=True)
         except (UnsupportedError, NoLimitError) as error:

@@ -88,6 +88,7 @@ def simulated(p: wl.Program, t: int) -> tuple[float, float]:
     return draws.mean(), draws.std(ddof=1) / 5.0
 
 
+@pytest.mark.slow
 def test_two_iterates_follow_state_evolution() -> None:
     check_evolution(2)
 

@@ -35,6 +35,7 @@ def wrong(seed: int, pairs: int = 10) -> list[Comparison]:
     return [c for c in compare(program(seed), seed, pairs) if not c.passed]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [8])
 def test_a_few_random_programs_with_transposes(seed: int) -> None:
     assert len(corrected(program(seed))) > 0

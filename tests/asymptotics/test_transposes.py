@@ -226,7 +226,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize(
-    "last", [1, 2, pytest.param(3, marks=pytest.mark.slow)], ids=str
+    "last", [1, *(pytest.param(k, marks=pytest.mark.slow) for k in (2, 3))], ids=str
 )
 def test_rounds_through_one_matrix(last: int) -> None:
     lim = rounds(last).limit()

@@ -150,7 +150,7 @@ def _marked(names, long=LONG):
     return [pytest.param(n, marks=slow) if n in long else n for n in names]
 
 
-@pytest.mark.parametrize("name", _marked(CASES, {"hard_swish"}))
+@pytest.mark.parametrize("name", _marked(CASES, {"hard_swish", "elu", "relu6"}))
 def test_dual_with_zero_means_is_the_integral(name):
     _compare(name, name, True, 1e-9 if CASES[name][2] is None else 2e-14)
 
@@ -161,7 +161,10 @@ def test_dual_is_the_integral(name):
     _compare(name, name, False, 1e-9 if CASES[name][2] is None else 2e-14)
 
 
-@pytest.mark.parametrize(("f", "g"), CROSS)
+@pytest.mark.parametrize(
+    ("f", "g"),
+    [pytest.param(*c, marks=pytest.mark.slow) if LONG & {*c} else c for c in CROSS],
+)
 def test_dual_of_two_functions_is_the_integral(f, g):
     _compare(f, g, False, 2e-14)
 
@@ -245,7 +248,9 @@ DEGENERATE = np.array(
 )
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(np.float32, marks=pytest.mark.slow), np.float64]
+)
 @pytest.mark.parametrize("name", ["relu", "step", "sin", "gaussian", "cubic"])
 def test_no_nan_at_singular_covariances(name, dtype):
     f = _expr(name)

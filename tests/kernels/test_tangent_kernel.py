@@ -189,7 +189,7 @@ def test_parts_are_those_of_training_variables(parameterization):
 
 # -------------------------------------------------------------------- what must hold
 def test_both_kernels_in_one_pass():
-    net = wl.limit(mlp, MLP)
+    net = wl.limit(centred, CENTRED)
     kernels = net.kernels(X, X[:2] + 0.1)
     assert kernels.ntk.shape == kernels.nngp.shape == (3, 2)
     np.testing.assert_allclose(kernels.nngp, net.nngp(X, X[:2] + 0.1), rtol=1e-13)
@@ -220,6 +220,7 @@ def test_a_linear_network_by_hand():
     np.testing.assert_allclose(parts["v"], 2.25 * gram, rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_derivative_in_a_standard_deviation():
     def value(std):
         params = {**MLP, "W": wl.normal((n, m), std=std, parameterization="ntk")}
@@ -279,10 +280,68 @@ def test_the_naive_standard_parameterisation_diverges():
 
 
 def test_a_finite_constant_inside_the_network():
-    params = {**RECURRENT, "gain": wl.constant((), 0.5)}
-    net = wl.limit(lambda p, x: recurrent(p, p["gain"] * x), params)
+    params = {"U": wl.normal((4, n)), "v": wl.normal((n, 1))}
+
+    def plain(p, x):
+        return dense(p["v"], jax.nn.relu(dense(p["U"], x)))
+
+    gain = {**params, "gain": wl.constant((), 0.5)}
+    net = wl.limit(lambda p, x: plain(p, p["gain"] * x), gain)
     with pytest.raises(wl.UnsupportedError, match=r"`gain`.*lr=0"):
-        net.ntk(SEQUENCES)
+        net.ntk(X)
     fixed = wl.limit(net.f, {**params, "gain": wl.constant((), 0.5, lr=0)})
-    expected = wl.limit(recurrent, RECURRENT).ntk(0.5 * SEQUENCES)
-    np.testing.assert_allclose(fixed.ntk(SEQUENCES), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        fixed.ntk(X), wl.limit(plain, params).ntk(0.5 * X), rtol=1e-12
+    )
+
+
+# --------------------------------------------------- derivatives that are not of values
+def two_layers(between):
+    params = {"U": wl.normal((4, n)), "W": wl.normal((n, n)), "v": wl.normal((n, 1))}
+
+    def f(p, x):
+        return dense(p["v"], between(dense(p["W"], jnp.tanh(dense(p["U"], x)))))
+
+    return wl.limit(f, params)
+
+
+@jax.custom_jvp
+def straight_through(x):
+    return jnp.sign(x)
+
+
+straight_through.defjvps(lambda dx, ans, x: dx)
+
+
+@jax.custom_vjp
+def relu_by_hand(x):
+    return jnp.maximum(x, 0.0)
+
+
+relu_by_hand.defvjp(
+    lambda x: (jnp.maximum(x, 0.0), x), lambda x, g: (jnp.where(x > 0, g, 0.0),)
+)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        straight_through,
+        lambda h: h + jax.lax.stop_gradient(jnp.tanh(h)),
+        lambda h: jax.lax.scan(
+            lambda c, _: (jnp.tanh(c) + jax.lax.stop_gradient(c), None), h, None, 2
+        )[0],
+    ],
+    ids=["custom", "stopped", "in a loop"],
+)
+def test_another_derivative_is_refused(between):
+    net = two_layers(between)
+    assert np.isfinite(net.nngp(X)).all()
+    with pytest.raises(wl.UnsupportedError, match=r"derivative.*test_tangent_kernel"):
+        net.ntk(X)
+
+
+def test_a_derivative_that_is_that_of_the_value_is_not():
+    np.testing.assert_allclose(
+        two_layers(relu_by_hand).ntk(X), two_layers(jax.nn.relu).ntk(X), rtol=1e-13
+    )

@@ -25,7 +25,7 @@ def cost(graph: Graph) -> Cost:
     """The cost of a graph; loops of unknown length count as one step."""
     work = kept = largest = 0
     for equation in graph.equations:
-        inner = [cost(g) for g in _graphs(equation)]
+        inner = [cost(g) for g in equation.graphs]
         sizes = [math.prod(v.shape) for v in equation.outputs]
         steps = equation.params["length"] if equation.name == "scan" else 1
         own = 0 if inner else sum(sizes) * _terms(equation)
@@ -45,14 +45,3 @@ def _terms(equation: Equation) -> int:
         outputs = equation.params["dimension_numbers"].rhs_spec[0]
         return math.prod(filters) // filters[outputs]
     return 1
-
-
-def _graphs(equation: Equation) -> list[Graph]:
-    found = []
-    for p in equation.params.values():
-        found += [q for q in (p if isinstance(p, tuple) else (p,)) if _is_graph(q)]
-    return found
-
-
-def _is_graph(x: object) -> bool:
-    return isinstance(x, Graph)

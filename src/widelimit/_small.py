@@ -1,0 +1,52 @@
+"""A network at small widths, to find out what holds at all of them."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ._jax import is_concrete
+from .trace import Constant, Normal, trial_shape, widths_are, widths_in
+
+# Divisible by the usual numbers of heads and groups.
+WIDTHS = (48, 192, 960)
+
+
+def small_network(
+    f: Callable[..., Any], params: Any, widths: Mapping[str, int]
+) -> tuple[Callable[..., Any], Any]:
+    """The network at small widths; only which numbers meet matters, not their law."""
+    rng = np.random.default_rng(1)
+
+    def draw(p: Any) -> Any:
+        if isinstance(p, Normal):
+            shape = trial_shape(p.shape, widths)
+            std = float(p.std) if is_concrete(p.std) else 1.0
+            scale = std / math.prod(shape[a] for a in p.fan_in_axes) ** 0.5
+            return (scale * rng.standard_normal(shape)).astype(np.float32)
+        if isinstance(p, Constant):
+            value = np.asarray(p.value) if is_concrete(p.value) else np.ones(())
+            return np.broadcast_to(value, trial_shape(p.shape, widths)).astype(
+                np.float32
+            )
+        return p if is_concrete(p) else np.ones(p.shape, p.dtype)
+
+    theta = jax.tree.map(
+        draw, params, is_leaf=lambda p: isinstance(p, Normal | Constant)
+    )
+
+    def run(theta: Any, x: Any) -> Any:
+        with widths_are(widths):
+            return f(theta, x)
+
+    return jax.jit(run), theta
+
+
+def small_widths(params: Any, scale: int) -> dict[str, int]:
+    """Every width at a common scale."""
+    return {
+        name: max(1, round(float(w.ratio) * scale))
+        for name, w in widths_in(params).items()
+    }
