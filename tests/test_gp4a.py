@@ -1,10 +1,11 @@
-"""Kernels of a recurrent network and of transformers on two sentences of GloVe vectors.
+"""Kernels of a recurrent network and of transformers, on GloVe vectors and on pixels.
 
 `data/gp4a.npz` holds the word vectors of "The brown fox jumps over the dog" and "The
 quick brown fox jumps over the lazy dog" and, over all 16 words, the kernels of Yang
 (2019), "Tensor Programs I" (arXiv:1910.12478), recomputed in closed form (error 1e-15)
 with the conventions below. The sentences have 7 and 9 words: the inputs of a kernel may
-differ in length.
+differ in length. Of Yang (2020), "Tensor Programs II" (arXiv:2006.14548), it holds two
+tangent kernels with the parts of their parameters, and two sequences of 5 tokens.
 """
 
 import functools
@@ -144,3 +145,54 @@ def transformer(causal: bool, p: Params, x: Array) -> Array:
 def test_transformer(depth: int, causal: bool, key: str) -> None:
     f = functools.partial(transformer, causal)
     assert_close(kernel_of_all_words(f, transformer_parameters(depth)), key)
+
+
+# ------------------------------------------------------------------ tangent kernels
+def assert_tangent_kernel(
+    f: Callable[[Params, Array], Array], params: Params, key: str
+) -> None:
+    net, x = wl.limit(f, params), jnp.asarray(array("pix_tokens"))
+    assert_close(net.ntk(x), key)
+    for name, part in net.ntk(x, by_param=True).items():
+        assert_close(part, f"{key}_part_{name}")
+
+
+@pytest.mark.slow
+def test_tangent_kernel_of_an_averaged_rnn() -> None:
+    params = {
+        "W": wl.normal((n, n)),
+        "U": wl.normal((3, n), std=math.sqrt(2)),
+        "b": wl.normal((n,), std=math.sqrt(0.2)),
+        "v": wl.normal((n, 1)),
+    }
+
+    def f(p: Params, x: Array) -> Array:
+        def step(state: Array, token: Array) -> tuple[Array, Array]:
+            recurrent = linear(state, p["W"]) + linear(token, p["U"]) + p["b"]
+            return erf(recurrent), erf(recurrent)
+
+        # At the first token there is no recurrent term.
+        start = jnp.zeros((x.shape[0], p["W"].shape[0]))
+        _, states = lax.scan(step, start, x.swapaxes(0, 1))
+        return linear(states.mean(0), p["v"])
+
+    assert_tangent_kernel(f, params, "rnn_ntk_pix_avgpool")
+
+
+@pytest.mark.slow
+def test_tangent_kernel_of_a_transformer() -> None:
+    params = {
+        "U": wl.normal((3, n)),
+        "W1": wl.normal((n, n)),
+        "W2": wl.normal((n, n)),
+        "v": wl.normal((n, 1)),
+    }
+
+    def f(p: Params, x: Array) -> Array:
+        k = linear(x, p["U"])
+        logits = jnp.einsum("nid,njd->nij", k, k) / k.shape[-1]
+        z = layer_norm(k + jax.nn.softmax(logits, axis=-1) @ k)
+        hidden = jax.nn.relu(linear(z, p["W1"]))
+        return linear(layer_norm(linear(hidden, p["W2"]) + z).mean(1), p["v"])
+
+    assert_tangent_kernel(f, params, "transformer_ntk_pix_d1_vw1_vu1")

@@ -103,6 +103,20 @@ class Kernels(NamedTuple):
     ntk: jax.Array
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Statistics:
+    """Signal propagation at one tap h of width n_h and index shape I.
+
+    Attributes:
+        forward: E[Z^h Z^h'], the limit of (1/n_h) sum h h', shape (N, N, *I, *I').
+        gradient: E[Z^dh Z^dh'] of dh = sqrt(n_h) df/dh, the limit of the sum of
+            df/dh df'/dh', of the same shape.
+    """
+
+    forward: jax.Array
+    gradient: jax.Array
+
+
 class Limit:
     """A network and its infinite-width limit. Made by `wl.limit`."""
 
@@ -251,6 +265,57 @@ class Limit:
         output = found.pop("nngp")
         return {"output": output} | {
             k.removeprefix("tap:"): v for k, v in found.items()
+        }
+
+    def statistics(
+        self, x: Any, *, output: int | tuple[int, ...] = ()
+    ) -> dict[str, Statistics]:
+        """Forward and gradient covariances at every tap: signal propagation.
+
+        Args:
+            x: N inputs; one batch where they interact.
+            output: the position of the output f that is differentiated, where it has
+                other axes than the inputs' and those of `trace_axes`. Gradients are
+                averaged over the latter.
+
+        Returns:
+            By name of the tap: `.forward` and `.gradient`, (N, N, *I, *I'). Where
+            inputs interact, an output is differentiated at its own input.
+
+        Raises:
+            InputError: there is no tap, or `output` names no position.
+            NoLimitError: a tap or the output diverges.
+            UnsupportedError: a function has no derivative among the known operations.
+
+        References:
+            Yang (2019), https://arxiv.org/abs/1902.04760, theorems 5 and 6;
+            Schoenholz et al. (2017), https://arxiv.org/abs/1611.01232.
+        """
+        x = self._inputs(x, "x")
+        network = self._limit(x)
+        if not network.taps:
+            raise InputError(
+                "The network has no tap: name what the statistics are wanted of, "
+                "h = wl.tap('h', h)."
+            )
+        at = (output,) if isinstance(output, int) else tuple(output)
+        shape = network.output.shape
+        averaged = (
+            {a % len(shape) for a in self.trace_axes} if len(shape) > 1 else set()
+        )
+        free = [s for a, s in enumerate(shape) if a > 0 and a not in averaged]
+        if len(at) != len(free) or not all(
+            -s <= i < s for i, s in zip(at, free, strict=True)
+        ):
+            raise InputError(
+                f"`output` should be a position among the axes {tuple(free)} of the "
+                f"output that are not averaged, got {output!r}."
+            )
+        forward = self.forward(x)
+        found = self._compute(x, None, None, "gradients")
+        return {
+            name: Statistics(forward[name], _at_output(found[f"gradient:{name}"], at))
+            for name in network.taps
         }
 
     # What it is -----------------------------------------------------------------------
@@ -442,6 +507,13 @@ def _check_axes(x1: Any, x2: Any) -> None:
             f"`x2` has shape {_shapes(x2)} and `x1` has shape {_shapes(x1)}: both hold "
             "inputs along the first axis, with the same axes after it."
         )
+
+
+def _at_output(k: Any, at: tuple[int, ...]) -> Any:
+    """The gradients of one position of the output: two of its axes fewer."""
+    rank = (k.ndim - 2) // 2 - len(at)
+    there = (slice(None),) * rank
+    return k[(slice(None), slice(None), *at, *there, *at, *there)]
 
 
 def _shapes(x: Any) -> str:

@@ -1,6 +1,7 @@
 """The programs that a network is, one for each shape of its inputs."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
@@ -13,7 +14,7 @@ from ._coupling import coupled, fresh_draws
 from ._derivatives import replaced_derivatives
 from ._errors import InputError, NoLimitError, ShapeMismatchError, UnsupportedError
 from ._jax import is_concrete
-from .program import Ref, TensorProgram, width_names
+from .program import Ref, TensorProgram, Vector, Writer, width_names
 from .trace import (
     Constant,
     Network,
@@ -24,7 +25,37 @@ from .trace import (
     tangent_variance,
     widths_in,
 )
-from .transform import detranspose, linearise, normal_form
+from .transform import (
+    adjoint_of,
+    at_ratios,
+    backprop,
+    detranspose,
+    linearise,
+    normal_form,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradient:
+    """The derivative of the output at a tap.
+
+    Attributes:
+        refs: adjoints of index shape O + I, for each block of the tap's wide axis,
+            with the size of the block over that of the dimension they are measured by.
+        lead: the index shape O of the output.
+        axis: the wide axis of the tap.
+        shape: its shape.
+    """
+
+    refs: tuple[tuple[Ref, float], ...]
+    lead: tuple[int, ...]
+    axis: int | None
+    shape: tuple[int, ...]
+
+    def moved(self, place: Mapping[Ref, Ref]) -> "Gradient":
+        """The gradient in a rewritten program."""
+        refs = tuple((place[r], w) for r, w in self.refs)
+        return dataclasses.replace(self, refs=refs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +66,13 @@ class Quantities:
         program: where they are; it uses no matrix and its transpose.
         outputs: what is averaged over `trace_axes`: "nngp", "ntk" and "ntk:parameter".
         taps: what is averaged over its wide axis.
+        gradients: the derivatives of the output at taps.
     """
 
     program: TensorProgram
-    outputs: Mapping[str, Traced]
-    taps: Mapping[str, Traced]
+    outputs: Mapping[str, Traced] = dataclasses.field(default_factory=dict)
+    taps: Mapping[str, Traced] = dataclasses.field(default_factory=dict)
+    gradients: Mapping[str, Gradient] = dataclasses.field(default_factory=dict)
 
 
 class Networks:
@@ -95,7 +128,8 @@ class Networks:
         Args:
             x: a pytree of `jax.ShapeDtypeStruct`.
             batch: whether inputs interact.
-            what: of "nngp", "ntk", "parts" (of the ntk, one a parameter) and "taps".
+            what: "nngp", "ntk" or both; "parts" (of the ntk, one a parameter); "taps",
+                perhaps with "nngp"; "gradients" (at taps).
 
         Raises:
             NoLimitError: a quantity diverges.
@@ -106,10 +140,13 @@ class Networks:
         return self._asked[key]
 
     def _ask(self, x: Any, batch: bool, what: frozenset[str]) -> Quantities:
+        if "gradients" in what:
+            return self._gradients(x, batch)
         if not what & {"ntk", "parts"}:
             network = self.limit(x, batch)
+            outputs = {"nngp": network.output} if "nngp" in what else {}
             taps = network.taps if "taps" in what else {}
-            return Quantities(network.program, {"nngp": network.output}, taps)
+            return Quantities(network.program, outputs, taps)
         network = self._moving(x, batch)
         variances = self._variances(network)
         groups = {}
@@ -136,17 +173,47 @@ class Networks:
             step = run(program, tuple(refs))
             program, refs = step.program, [step.place[r] for r in refs]
             outputs = {key: t.moved(step.place) for key, t in outputs.items()}
-        return Quantities(program, outputs, {})
+        return Quantities(program, outputs)
+
+    def _gradients(self, x: Any, batch: bool) -> Quantities:
+        """The adjoints of the taps, by the backward pass of the program."""
+        network = self.traced(x, batch)
+        out, ratios = network.output, self._ratios(network.program)
+        if len(out.refs) != 1 or (out.kind == "vector" and math.prod(out.shape) > 1):
+            raise UnsupportedError(
+                "Gradient statistics are for an output of finite size, or one wide "
+                f"vector; this one is a {out.kind} of shape {out.shape} in "
+                f"{len(out.refs)} parts."
+            )
+        ref, _ = out.refs[0]
+        self._check_derivatives(x)
+        back = backprop(network.program, [ref])
+        (g,) = back.gradients
+        writer, found = Writer(back.program), {}
+        for name, tap in network.taps.items():
+            lines = [adjoint_of(writer, g, r) for r, _ in tap.refs]
+            sizes = [_size(writer, r, tap, ratios) for r, _ in tap.refs]
+            unit = g.width.ratio(ratios)
+            refs = tuple(
+                (line, size / unit)
+                for line, size in zip(lines, sizes, strict=True)
+                if line is not None
+            )
+            found[name] = Gradient(refs, g.shape, tap.axis, tap.shape)
+        program = TensorProgram(tuple(writer.lines))
+        for run in (
+            normal_form,
+            lambda p, keep: detranspose(p, self._ratios(p)),
+        ):
+            keep = tuple(r for tap in found.values() for r, _ in tap.refs)
+            step = run(at_ratios(program, ratios), keep)
+            program = step.program
+            found = {k: t.moved(step.place) for k, t in found.items()}
+        return Quantities(program, gradients=found)
 
     def _moving(self, x: Any, batch: bool) -> Network:
         """The network as traced, where every trained parameter can move."""
-        if where := replaced_derivatives(self._f, self._params, with_rows(x, 2)):
-            raise UnsupportedError(
-                "The derivative that JAX takes of the network is not that of its "
-                f"values: `stop_gradient` or a custom derivative at {', '.join(where)}."
-                " The tangent kernel in the limit is that of the values, and would be "
-                "another one; `f.ntk` of a finite network is as JAX takes it."
-            )
+        self._check_derivatives(x)
         try:
             return self.traced(x, batch, moving=True)
         except (UnsupportedError, NoLimitError) as error:
@@ -162,6 +229,16 @@ class Networks:
                 "tangent kernel is random at every width. Declare it with lr=0 for the "
                 f"kernel of the other parameters. {error}"
             ) from error
+
+    def _check_derivatives(self, x: Any) -> None:
+        if where := replaced_derivatives(self._f, self._params, with_rows(x, 2)):
+            raise UnsupportedError(
+                "The derivative that JAX takes of the network is not that of its "
+                f"values: `stop_gradient` or a custom derivative at {', '.join(where)}."
+                " Derivatives in the limit are those of the values, and would be "
+                "others; those of a finite network (`f, theta = net.at(..)`) are as "
+                "JAX takes them."
+            )
 
     def _variances(self, network: Network) -> dict[str, Any]:
         """The variance of the direction of every parameter that moves."""
@@ -278,6 +355,14 @@ def _changed(output: Traced, changes: Mapping[Ref, Ref]) -> Traced:
     """The change of an output; without a line where it does not change."""
     refs = tuple((changes[r], w) for r, w in output.refs if r in changes)
     return dataclasses.replace(output, refs=refs)
+
+
+def _size(writer: Writer, ref: Ref, tap: Traced, ratios: Mapping[str, float]) -> float:
+    """The size of a block of a wide axis, with all its copies."""
+    kind = writer.types[ref]
+    assert isinstance(kind, Vector)
+    copies = 1 if tap.axis is None else kind.shape[tap.axis]
+    return copies * kind.dim.ratio(ratios)
 
 
 def struct_of(x: Any) -> Any:

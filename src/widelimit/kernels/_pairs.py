@@ -18,6 +18,7 @@ class Asked(Protocol):
         program: the program of an input.
         outputs: what is averaged over `trace_axes`, by name.
         taps: what is averaged over its wide axis, by name.
+        gradients: the derivatives of the output at taps, by name.
     """
 
     @property
@@ -26,12 +27,14 @@ class Asked(Protocol):
     def outputs(self) -> Mapping[str, Traced]: ...
     @property
     def taps(self) -> Mapping[str, Traced]: ...
+    @property
+    def gradients(self) -> Mapping[str, Any]: ...
 
 
 class PairKernel:
     """The covariances of two inputs, or of one with itself.
 
-    Results are by name, those of taps as "tap:name".
+    Results are by name, those of taps as "tap:name" and "gradient:name".
 
     Args:
         first: the lines at the shape of the first input.
@@ -82,14 +85,17 @@ class PairKernel:
             found[name] = self._output(engine, sides, traced, second.outputs[name])
         for name, traced in first.taps.items():
             found[f"tap:{name}"] = self._tap(engine, sides, traced, second.taps[name])
+        for name, one in first.gradients.items():
+            found[f"gradient:{name}"] = self._gradient(
+                engine, sides, one, second.gradients[name]
+            )
         return found
 
     def _output(
         self, engine: Engine, sides: tuple[int, int], first: Traced, second: Traced
     ) -> Any:
         """The covariance of outputs."""
-        ndim = len(first.shape)
-        same = tuple(sorted(a % ndim for a in self._trace_axes)) if ndim > 1 else ()
+        same = self._averaged(len(first.shape))
         u, v = (
             [a for a in range(len(t.shape)) if a not in same] for t in (first, second)
         )
@@ -125,6 +131,40 @@ class PairKernel:
                 if k is not None:
                     total = total + weight * jnp.mean(k, axis=tuple(range(len(same))))
         return self._by_input(total, len(shapes[0]))
+
+    def _averaged(self, ndim: int) -> tuple[int, ...]:
+        """The axes of an output of that many axes that are averaged over."""
+        return tuple(sorted(a % ndim for a in self._trace_axes)) if ndim > 1 else ()
+
+    def _gradient(
+        self, engine: Engine, sides: tuple[int, int], first: Any, second: Any
+    ) -> Any:
+        """The sum over coordinates of the products of the derivatives at a tap.
+
+        Its axes are those of the output that are not averaged and those of the tap,
+        for either input. An output is differentiated at the tap of its own input.
+        """
+        lead = len(first.lead)
+        output = self._averaged(lead)
+        wide = () if first.axis is None else (lead + first.axis,)
+        shapes = [
+            [*(s for a, s in enumerate(g.lead) if a not in output)]
+            + [s for a, s in enumerate(g.shape) if a != g.axis]
+            for g in (first, second)
+        ]
+        total = jnp.zeros(shapes[0] + shapes[1], engine.dtype)
+        for (p, weight), (q, _) in zip(first.refs, second.refs, strict=True):
+            k = engine.pair_array(p, q, sides, (*output, *wide), centred=False)
+            if k is not None:
+                mean = jnp.mean(k, axis=tuple(range(len(output) + len(wide))))
+                total = total + weight * mean
+        # Either side begins with the batch axis of the output; that of the tap follows.
+        starts = (len(first.lead) - len(output), len(second.lead) - len(output))
+        half = len(shapes[0])
+        total = jnp.diagonal(total, 0, 0, starts[0])
+        total = jnp.diagonal(total, 0, half - 2, half - 2 + starts[1])
+        total = jnp.moveaxis(total, (-2, -1), (0, half - 1))
+        return self._by_input(total, half - 1)
 
     def _by_input(self, k: Any, half: int) -> Any:
         """With both batch axes first; without them where each has one entry."""

@@ -8,6 +8,7 @@ from ._at_ratios import at_ratios as at_ratios
 from ._backprop import Backprop as Backprop
 from ._backprop import Gradients as Gradients
 from ._backprop import MatrixUse as MatrixUse
+from ._backprop import adjoint_of as adjoint_of
 from ._backprop import backprop as backprop
 from ._detranspose import detranspose as detranspose
 from ._drop_dead import drop_dead as drop_dead

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 from .._errors import InvalidProgramError
 from ..program import (
+    AxisMap,
     Dim,
     LinComb,
     Map,
@@ -18,12 +19,14 @@ from ..program import (
     Ref,
     Tensor,
     TensorProgram,
+    Term,
     Transpose,
     VecIn,
     Vector,
     Writer,
     ancestors,
     at,
+    identity_maps,
     operands,
     verify,
 )
@@ -158,6 +161,39 @@ def backprop(program: TensorProgram, outputs: Sequence[Ref] | None = None) -> Ba
     lines = tuple(writer.lines)
     extended = TensorProgram(lines, program.outputs, program.taps)
     return Backprop(verify(extended), tuple(found))
+
+
+def adjoint_of(writer: Writer, gradients: Gradients, ref: Ref) -> Ref | None:
+    """The adjoint of a line; of one that only gathers others, theirs gathered.
+
+    Args:
+        writer: the program with the backward pass; a gathering line may be added.
+        gradients: the adjoints of one output.
+        ref: a vector of the program before the pass.
+
+    Returns:
+        A line of index shape O + I, or None where the output does not depend on it.
+    """
+    if ref in gradients.adjoints:
+        return gradients.adjoints[ref]
+    line, lead = writer.lines[ref], gradients.shape
+    if not isinstance(line, LinComb) or any(
+        t.scale != 1.0 or t.tensors or t.sums for t in line.terms
+    ):
+        return None
+    own = identity_maps(lead)
+    terms = []
+    for t in line.terms:
+        if t.x is not None and t.x in gradients.adjoints:
+            maps = tuple(
+                AxisMap(tuple(a + len(lead) for a in m.letters), m.table)
+                for m in t.maps
+            )
+            terms.append(Term(gradients.adjoints[t.x], maps=own + maps))
+    if not terms:
+        return None
+    gathered = LinComb(name="", terms=tuple(terms), shape=lead + line.shape)
+    return writer.emit(gathered)
 
 
 def _backward(
