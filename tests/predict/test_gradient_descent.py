@@ -437,6 +437,7 @@ def test_covariances_are_covariances(seed, n, ranks, t, momentum, ridge, continu
         ({"rate": 1e3, "times": np.inf}, _errors.InputError, "times the largest"),
         ({"rate": 1e3, "times": 10**4}, _errors.InputError, "diverges"),
         ({"momentum": 1.0}, _errors.InputError, "from 0 to below 1"),
+        ({"momentum": "much"}, _errors.InputError, "got 'much'"),
         ({"ridge": -1.0}, _errors.InputError, "zero or more"),
         ({"ridge": np.inf}, _errors.InputError, "zero or more"),
         ({"y": 3.0}, _errors.ShapeMismatchError, "`y` should hold"),

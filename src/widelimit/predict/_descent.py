@@ -145,7 +145,7 @@ def gradient_descent(
 
     References:
         Lee et al. (2019), https://arxiv.org/abs/1902.06720, equations 8 to 11 and
-        14 to 16. Normalisation and times are those of
+        corollary 1. Normalisation and times are those of
         `neural_tangents.predict.gradient_descent_mse_ensemble`, whose `diag_reg` is
         `ridge` over the mean of the diagonal of `k_train`, and which at the training
         inputs takes $\Theta (\Theta + r I)^{-1}$ to be I; momentum in continuous time

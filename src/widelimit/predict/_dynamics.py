@@ -171,8 +171,8 @@ def check_times(name: str, times: Any, continuous: bool) -> np.ndarray:
 
 def positive_rate(learning_rate: Any) -> float:
     """The learning rate as a number, refused where it is not positive and finite."""
-    rate = float(learning_rate)
-    if not (np.isfinite(rate) and rate > 0):
+    rate = _number(learning_rate)
+    if not (math.isfinite(rate) and rate > 0):
         raise InputError(
             f"learning_rate should be a positive number, got {learning_rate!r}."
         )
@@ -180,19 +180,27 @@ def positive_rate(learning_rate: Any) -> float:
 
 
 def _momentum(momentum: Any) -> float:
-    value = float(momentum)
+    value = _number(momentum)
     if not 0 <= value < 1:
         raise InputError(f"momentum should be from 0 to below 1, got {momentum!r}.")
     return value
 
 
 def _ridge(ridge: Any) -> float:
-    value = float(ridge)
-    if not (np.isfinite(value) and value >= 0):
+    value = _number(ridge)
+    if not (math.isfinite(value) and value >= 0):
         raise InputError(
             f"ridge should be a finite number, zero or more, got {ridge!r}."
         )
     return value
+
+
+def _number(value: Any) -> float:
+    """A number, or NaN for what is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _matrices(rows: list[list[Any]]) -> np.ndarray:
