@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from .gaussian import Estimate as Estimate
     from .gaussian import estimate as estimate
     from .predict import Posterior as Posterior
+    from .predict import TrainedEnsemble as TrainedEnsemble
     from .predict import gp_posterior as gp_posterior
+    from .predict import gradient_descent as gradient_descent
     from .predict import max_learning_rate as max_learning_rate
     from .program import TensorProgram as TensorProgram
     from .trace import constant as constant
@@ -46,7 +48,8 @@ _HOME = {
     "ShapeMismatchError UnsupportedError WidelimitError",
     "finite": "Check FiniteNetwork Training",
     "gaussian": "Estimate estimate",
-    "predict": "Posterior gp_posterior max_learning_rate",
+    "predict": "Posterior TrainedEnsemble gp_posterior gradient_descent "
+    "max_learning_rate",
     "program": "TensorProgram",
     "trace": "constant normal tap width",
 }

@@ -1,8 +1,10 @@
 """From kernel matrices to predictions; arrays in, arrays out, no programs."""
 
+from ._descent import TrainedEnsemble as TrainedEnsemble
+from ._descent import gradient_descent as gradient_descent
+from ._dynamics import positive_rate as positive_rate
 from ._learning_rate import max_learning_rate as max_learning_rate
 from ._linearised import Linearised as Linearised
 from ._linearised import linearised as linearised
-from ._linearised import positive_rate as positive_rate
 from ._posterior import Posterior as Posterior
 from ._posterior import gp_posterior as gp_posterior

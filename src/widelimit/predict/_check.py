@@ -11,8 +11,8 @@ from .._errors import InputError
 from .._jax import is_concrete
 
 
-def double(name: str, array: Any) -> np.ndarray:
-    """A float64 copy or view of `array`, all of it finite.
+def double(name: str, array: Any, *, infinite: bool = False) -> np.ndarray:
+    """A float64 copy or view of `array`, all of it finite, or numbers if `infinite`.
 
     Raises:
         InputError: it is traced, not numeric, complex, or not finite.
@@ -28,7 +28,7 @@ def double(name: str, array: Any) -> np.ndarray:
             f"`{name}` has type {given.dtype}; real numbers were expected."
         )
     values = given.astype(np.float64, copy=False)
-    bad = ~np.isfinite(values)
+    bad = np.isnan(values) if infinite else ~np.isfinite(values)
     if bad.any():
         where = tuple(int(i) for i in np.argwhere(bad)[0])
         raise InputError(
@@ -100,3 +100,37 @@ def round_up(x: float) -> float:
     """The least number of one significant digit that is not below `x` > 0."""
     unit = 10.0 ** math.floor(math.log10(x))
     return float(f"{math.ceil(x / unit) * unit:.0e}")
+
+
+def not_negative(
+    variance: np.ndarray,
+    scale: float,
+    total: np.ndarray,
+    accuracy: float,
+    what: str,
+    kernels: str,
+) -> np.ndarray:
+    """Round tiny negative variances of test inputs up to zero, and refuse others.
+
+    A relative error of `accuracy` in every kernel entry moves the variance of a test
+    input with weights w by at most about `accuracy` (1 + sum |w|)^2 times the scale.
+
+    Args:
+        variance: one for every test input.
+        scale: of the entries of the kernels.
+        total: sum |w| for every test input.
+        accuracy: relative error of the kernels.
+        what: what kind of variance it is, for the message.
+        kernels: the names of the kernels, for the message.
+    """
+    slack = 10 * accuracy * scale * (1 + total) ** 2
+    worst = int(np.argmin(variance + slack))
+    if variance[worst] < -slack[worst]:
+        raise InputError(
+            f"The {what} of test input {worst} is {variance[worst]:.3g}, "
+            f"below zero by more than rounding: {kernels} are "
+            "not kernels of the same process at the same inputs. Compute all three "
+            "with one kernel, and give the one between test and training inputs with "
+            "the test inputs first."
+        )
+    return np.maximum(variance, 0.0)

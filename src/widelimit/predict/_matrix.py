@@ -42,3 +42,33 @@ def kernel_matrix(
         f"{(a[0], b[0], *a[1:], *b[1:])} (averaged over the last axis) or "
         f"{(rows[0], columns[0], *rows[1:], *columns[1:])}; got {array.shape}."
     )
+
+
+def kernel_block(
+    name: str, k: Any, rows: tuple[int, ...], columns: tuple[int, ...]
+) -> np.ndarray:
+    """A kernel between outputs of two shapes, all of whose axes it has, as a matrix.
+
+    Args:
+        name: of the kernel, for messages.
+        k: shape (rows[0], columns[0], *rows[1:], *columns[1:]).
+        rows: shape of the outputs of the first inputs.
+        columns: shape of the outputs of the second inputs.
+
+    Raises:
+        ShapeMismatchError: the kernel has another shape.
+        InputError: it is not finite, complex or traced.
+    """
+    array = double(name, k)
+    expected = (rows[0], columns[0], *rows[1:], *columns[1:])
+    if array.shape != expected:
+        raise ShapeMismatchError(
+            f"`{name}` should have shape {expected}, got {array.shape}."
+        )
+    return np.moveaxis(array, 1, len(rows)).reshape(math.prod(rows), -1)
+
+
+def kernel_array(matrices: np.ndarray, rows: tuple[int, ...]) -> np.ndarray:
+    """Square matrices (T, n, n) as kernels (T, N, N, *I, *I)."""
+    arrays = matrices.reshape(len(matrices), *rows, *rows)
+    return np.moveaxis(arrays, 1 + len(rows), 2)

@@ -10,6 +10,7 @@ import scipy.linalg
 from .._errors import InputError, ShapeMismatchError
 from ._check import (
     double,
+    not_negative,
     resolution,
     rounding,
     singular,
@@ -99,7 +100,10 @@ def gp_posterior(
     prior = np.diag(k_test) if k_test.ndim == 2 else k_test
     variance = prior - np.einsum("nm,nm->m", a, a)
     weights = scipy.linalg.solve_triangular(factor, a, lower=True, trans=1)
-    variance = _not_negative(variance, prior, weights, accuracy)
+    variance = not_negative(
+        variance, float(np.abs(prior).max()), np.abs(weights).sum(axis=0), accuracy,
+        "posterior variance", "`k_train`, `k_cross` and `k_test`",
+    )  # fmt: skip
     if cov is not None:
         np.fill_diagonal(cov, variance)
     return Posterior(
@@ -162,24 +166,3 @@ def _cholesky(k: np.ndarray, noise: float, accuracy: float) -> np.ndarray:
     if inverse_condition * one_norm < 10 * least and smallest(k) + noise < least:
         raise singular(k, noise, accuracy)
     return factor
-
-
-def _not_negative(
-    variance: np.ndarray, prior: np.ndarray, weights: np.ndarray, accuracy: float
-) -> np.ndarray:
-    """Round tiny negative variances up to zero, and refuse others.
-
-    A relative error of `accuracy` in every kernel entry moves the variance of a test
-    input with weights w by at most about `accuracy` (1 + sum |w|)^2 times the scale.
-    """
-    scale = float(np.abs(prior).max())
-    slack = 10 * accuracy * scale * (1 + np.abs(weights).sum(axis=0)) ** 2
-    worst = int(np.argmin(variance + slack))
-    if variance[worst] < -slack[worst]:
-        raise InputError(
-            f"The posterior variance of test input {worst} is {variance[worst]:.3g}, "
-            "below zero by more than rounding: `k_train`, `k_cross` and `k_test` are "
-            "not kernels of the same process at the same inputs. Compute all three "
-            "with one kernel, and give `k_cross` the test inputs first."
-        )
-    return np.maximum(variance, 0.0)
