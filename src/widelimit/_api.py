@@ -12,13 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import finite
-from ._errors import InputError, NoLimitError, ShapeMismatchError
+from ._errors import (
+    InputError,
+    NoLimitError,
+    ShapeMismatchError,
+    UnsupportedError,
+)
 from ._jax import is_concrete
 from ._networks import Networks, diverges, key_of, struct_of, with_rows
 from .asymptotics import Engine, Side
 from .kernels import BlockKernel, PairKernel
 from .program import TensorProgram
-from .report import Explanation, Formula, explain, formula
+from .report import Explanation, Formula, corrections, explain, formula
 from .trace import Constant, Network, Normal, path_name
 
 
@@ -333,9 +338,27 @@ class Limit:
         return formula(self._engine(x), self._limit(x))
 
     def explain(self, x: Any) -> Explanation:
-        """Which theorem holds and why: orders, hypotheses, routes, dropped terms."""
+        """Which theorem holds and why.
+
+        Orders in n, growth classes and ranks, how expectations are computed, and
+        gradient independence: for every product with a matrix in the network and in
+        its backward pass, whether its dependence on the uses of the transpose
+        vanishes, and how much it changes if not.
+        """
         x = self._inputs(x, "x")
-        return explain(self._engine(x), self._limit(x), self._traced(x).program)
+        found, no_gradient = (), ""
+        try:
+            batch, dtype = self._networks.is_coupled(x), _dtype(x)
+            program, products = self._networks.products(struct_of(x), batch)
+            inputs = _cast(jax.tree.map(lambda a: a if batch else a[:1], x), dtype)
+            shared = self._networks.shared(dtype)
+            side = Side(program, {**shared, **_named(inputs, whole=True)})
+            found = corrections(Engine([side], dtype=dtype), products)
+        except UnsupportedError as error:
+            no_gradient = str(error)
+        return explain(
+            self._engine(x), self._limit(x), self._traced(x).program, found, no_gradient
+        )
 
     def order(self, x: Any) -> dict[str, Fraction]:
         """The power of n of the output and of every tap, by name; 0 has a limit."""

@@ -14,7 +14,16 @@ from ._coupling import coupled, fresh_draws
 from ._derivatives import replaced_derivatives
 from ._errors import InputError, NoLimitError, ShapeMismatchError, UnsupportedError
 from ._jax import is_concrete
-from .program import Ref, TensorProgram, Vector, Writer, width_names
+from .program import (
+    MatMul,
+    Ref,
+    TensorProgram,
+    Transpose,
+    Vector,
+    Writer,
+    width_names,
+)
+from .report import Product
 from .trace import (
     Constant,
     Network,
@@ -26,6 +35,7 @@ from .trace import (
     widths_in,
 )
 from .transform import (
+    Backprop,
     adjoint_of,
     at_ratios,
     backprop,
@@ -175,20 +185,51 @@ class Networks:
             outputs = {key: t.moved(step.place) for key, t in outputs.items()}
         return Quantities(program, outputs)
 
-    def _gradients(self, x: Any, batch: bool) -> Quantities:
-        """The adjoints of the taps, by the backward pass of the program."""
+    def backward(self, x: Any, batch: bool) -> tuple[Network, Backprop]:
+        """The network as traced, and with its backward pass.
+
+        Raises:
+            UnsupportedError: it has none, or JAX would take another derivative.
+        """
         network = self.traced(x, batch)
-        out, ratios = network.output, self._ratios(network.program)
+        out = network.output
         if len(out.refs) != 1 or (out.kind == "vector" and math.prod(out.shape) > 1):
             raise UnsupportedError(
                 "Gradient statistics are for an output of finite size, or one wide "
                 f"vector; this one is a {out.kind} of shape {out.shape} in "
                 f"{len(out.refs)} parts."
             )
-        ref, _ = out.refs[0]
         self._check_derivatives(x)
-        back = backprop(network.program, [ref])
-        (g,) = back.gradients
+        return network, backprop(network.program, [out.refs[0][0]])
+
+    def products(self, x: Any, batch: bool) -> tuple[TensorProgram, list[Product]]:
+        """The products with matrices of the network and its backward pass.
+
+        Returns:
+            An equivalent program without transposes, and its products.
+        """
+        network, back = self.backward(x, batch)
+        ratios = self._ratios(network.program)
+        program = at_ratios(back.program, ratios)
+        done = detranspose(program, ratios)
+        found = []
+        for ref, line in enumerate(program.lines):
+            if isinstance(line, MatMul):
+                matrix, transposed = program.lines[line.matrix], False
+                while isinstance(matrix, Transpose):
+                    matrix = program.lines[matrix.matrix]
+                    transposed = not transposed
+                one = Product(
+                    line.name, matrix.name, transposed, ref >= len(network.program),
+                    done.place[ref], done.hats.get(ref), line.source,
+                )  # fmt: skip
+                found.append(one)
+        return done.program, found
+
+    def _gradients(self, x: Any, batch: bool) -> Quantities:
+        """The adjoints of the taps, by the backward pass of the program."""
+        network, back = self.backward(x, batch)
+        ratios, (g,) = self._ratios(network.program), back.gradients
         writer, found = Writer(back.program), {}
         for name, tap in network.taps.items():
             lines = [adjoint_of(writer, g, r) for r, _ in tap.refs]

@@ -353,7 +353,8 @@ def test_large_variances_do_not_overflow(name):
     dual = jax.jit(lambda a, c: closed_dual(f, f, 0.0, a, 0.0, a, c))
     for rho in (1.0, 0.99, 0.93, 0.8, 0.1, -0.5, -0.9, -0.99):
         expected = [quadrature.dual(p, near, p, near, (0, x, 0, x, rho * x)) for x in a]
-        np.testing.assert_allclose(dual(a, rho * a), expected, 1e-12)
+        # At some correlation the value passes through 0.
+        np.testing.assert_allclose(dual(a, rho * a), expected, 1e-12, 1e-13)
         single = dual(a.astype(np.float32), (rho * a).astype(np.float32))
         # The parts of the value are of the size of the variance.
         assert np.all(np.abs(single - np.array(expected)) <= 1e-6 * a)

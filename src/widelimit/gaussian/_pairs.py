@@ -30,8 +30,9 @@ def pair(f: Atom, g: Atom, leaves: Leaves) -> Value:
 
 def oscillates(f: Atom) -> bool:
     """Whether the atom is a pure sine."""
-    plain = f.gate == "none" and len(f.poly) == 1 and not (f.alpha or f.beta)
-    return bool(f.omega) and plain
+    if not f.omega:
+        return False  # its other numbers may be traced: atoms of a stack
+    return f.gate == "none" and len(f.poly) == 1 and not (f.alpha or f.beta)
 
 
 def _waves(f: Atom, g: Atom, leaves: Leaves) -> Value:

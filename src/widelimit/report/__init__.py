@@ -4,3 +4,6 @@ from ._explain import Explanation as Explanation
 from ._explain import explain as explain
 from ._formula import Formula as Formula
 from ._formula import formula as formula
+from ._independence import Correction as Correction
+from ._independence import Product as Product
+from ._independence import corrections as corrections

@@ -10,6 +10,7 @@ from ..asymptotics import Engine
 from ..gaussian import growth
 from ..program import MatIn, MatMul, Moment, Nonlin, TensorProgram, Transpose
 from ..trace import Network
+from ._independence import Correction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Explanation:
         ranks: for every matrix, the rank of its arguments' Gram matrix.
         routes: how expectations are computed, and whether that is exact.
         dropped: lower-order terms that were dropped.
+        corrections: for every product with a matrix, in the network and in its backward
+            pass, what the dependence of the matrix and its transpose does.
+        no_gradient: why there are none, if there are none.
     """
 
     theorem: str
@@ -51,6 +55,14 @@ class Explanation:
     ranks: tuple[Rank, ...]
     routes: dict[str, bool]
     dropped: tuple[str, ...]
+    corrections: tuple[Correction, ...]
+    no_gradient: str
+
+    @property
+    def gradient_independence(self) -> bool:
+        """Whether the backward pass is as if its matrices were fresh (theorem 5)."""
+        backward = [c for c in self.corrections if c.product.backward]
+        return not self.no_gradient and all(c.structural for c in backward)
 
     @property
     def controlled(self) -> bool:
@@ -78,19 +90,35 @@ class Explanation:
             f"  {r} ({'exact' if e else 'numerical'})" for r, e in self.routes.items()
         ]
         lines += [] if self.routes else ["  none"]
+        lines += ["", "Gradient independence, product by product:"]
+        lines += [f"  {c}" for c in self.corrections] or ["  no matrix"]
+        if self.no_gradient:
+            lines[-1] = f"  unknown: {self.no_gradient}"
+        elif self.gradient_independence:
+            lines.append("  The backward pass is that of theorem 5.")
+        else:
+            lines.append("  The backward pass needs theorem 6.")
         if self.dropped:
             lines += ["", "Dropped terms of lower order:"]
             lines += [f"  {d}" for d in self.dropped]
         return "\n".join(lines)
 
 
-def explain(engine: Engine, network: Network, program: TensorProgram) -> Explanation:
+def explain(
+    engine: Engine,
+    network: Network,
+    program: TensorProgram,
+    found: tuple[Correction, ...] = (),
+    no_gradient: str = "",
+) -> Explanation:
     """What holds for a network at the inputs of an engine.
 
     Args:
         engine: after its kernel was computed.
         network: what was computed, without transposes.
         program: the program as traced.
+        found: the corrections of its products, backward pass included.
+        no_gradient: why there are none.
     """
     orders = {"output": network.output, **network.taps}
     return Explanation(
@@ -100,6 +128,8 @@ def explain(engine: Engine, network: Network, program: TensorProgram) -> Explana
         tuple(_ranks(engine, network)),
         dict(engine.routes),
         network.notes,
+        found,
+        no_gradient,
     )
 
 

@@ -51,9 +51,21 @@ from ._rewritten import Rewritten
 from ._tangent import Branch, NoFunction, Tangents, total_scale
 
 
+@dataclasses.dataclass(frozen=True)
+class Detransposed(Rewritten):
+    """A program without transposes.
+
+    Attributes:
+        hats: for every old product M z that has a term dotZ: the line of hatZ in the new
+            program, with the same law as if M were independent of its transpose.
+    """
+
+    hats: Mapping[Ref, Ref] = dataclasses.field(default_factory=dict)
+
+
 def detranspose(
     program: TensorProgram, ratios: Mapping[str, float] | None = None
-) -> Rewritten:
+) -> Detransposed:
     """An equivalent program without Transpose lines.
 
     Args:
@@ -69,7 +81,7 @@ def detranspose(
     """
     known = check_ratios(program, ratios)
     if not any(isinstance(line, Transpose) for line in program.lines):
-        return Rewritten(program, {r: r for r in range(len(program))})
+        return Detransposed(program, {r: r for r in range(len(program))})
     return _Detransposition(program, known).run()
 
 
@@ -80,9 +92,10 @@ class _Detransposition:
         self._tangents = Tangents(self._emit)
         self._place: dict[Ref, Ref] = {}
         self._fresh: dict[Ref, Ref] = {}
+        self._hats: dict[Ref, Ref] = {}
         self._products: dict[tuple[Ref, bool], list[Ref]] = {}
 
-    def run(self) -> Rewritten:
+    def run(self) -> Detransposed:
         for ref in range(len(self._old)):
             self._place[ref] = self._line(ref)
         place, old = self._place, self._old
@@ -93,7 +106,11 @@ class _Detransposition:
         )
         # Derivatives whose mean was all that was needed are not.
         done = drop_dead(whole, tuple(place.values()))
-        return Rewritten(done.program, {r: done.place[place[r]] for r in place})
+        return Detransposed(
+            done.program,
+            {r: done.place[place[r]] for r in place},
+            {r: done.place[hat] for r, hat in self._hats.items()},
+        )
 
     def _line(self, ref: Ref) -> Ref:
         line = self._old.lines[ref]
@@ -101,7 +118,7 @@ class _Detransposition:
             base, transposed = self._base(ref)
             return self._transpose(base) if transposed else self._place[base]
         if isinstance(line, MatMul):
-            return self._matmul(line)
+            return self._matmul(ref, line)
         return self._emit.copy(renumber(line, self._place))
 
     def _base(self, ref: Ref) -> tuple[Ref, bool]:
@@ -139,14 +156,14 @@ class _Detransposition:
             self._fresh[base] = self._emit.copy(line)
         return self._fresh[base]
 
-    def _matmul(self, line: MatMul) -> Ref:
+    def _matmul(self, old: Ref, line: MatMul) -> Ref:
         base, transposed = self._base(line.matrix)
         product = renumber(line, self._place)
         assert isinstance(product, MatMul)
         roots = self._products.get((base, not transposed), [])
         terms = self._dot(product, roots)
         if terms:
-            hat = self._emit.add(product, f"{line.name}_hat")
+            hat = self._hats[old] = self._emit.add(product, f"{line.name}_hat")
             own = Term(hat, maps=identity_maps(line.shape))
             terms = self._gaussian_first([own, *terms], line)
             ref = self._emit.copy(
