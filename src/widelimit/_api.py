@@ -19,7 +19,7 @@ from ._errors import (
     UnsupportedError,
 )
 from ._jax import is_concrete
-from ._networks import Networks, diverges, key_of, struct_of, with_rows
+from ._networks import Networks, diverges, is_mean, key_of, struct_of, with_rows
 from .asymptotics import Engine, Side
 from .kernels import BlockKernel, PairKernel
 from .program import TensorProgram
@@ -216,7 +216,9 @@ class Limit:
             other is not None and self._networks.is_coupled(other)
         )
         one, two = struct_of(x1), struct_of(x1 if other is None else other)
-        self._check_order(self._networks.limit(one, batch))
+        network = self._networks.limit(one, batch)
+        if "nngp" in what or not is_mean(network.output):
+            self._check_order(network)
         if not batch:
             self._check_data(one, x1)
         first = self._networks.asked(one, batch, frozenset(what))
@@ -262,15 +264,15 @@ class Limit:
         Returns:
             Arrays of shape (N, N, *I, *I'), by name.
         """
-        x = self._inputs(x, "x")
+        return self._forward(self._inputs(x, "x"), "nngp", "taps")
+
+    def _forward(self, x: Any, *what: str) -> dict[str, jax.Array]:
         for name, tap in self._limit(x).taps.items():
             if tap.power > 0:
                 raise NoLimitError(diverges(f"The tap `{name}`", tap))
-        found = self._compute(x, None, None, "nngp", "taps")
-        output = found.pop("nngp")
-        return {"output": output} | {
-            k.removeprefix("tap:"): v for k, v in found.items()
-        }
+        found = self._compute(x, None, None, *what)
+        output = {"output": found.pop("nngp")} if "nngp" in what else {}
+        return output | {key.removeprefix("tap:"): k for key, k in found.items()}
 
     def statistics(
         self, x: Any, *, output: int | tuple[int, ...] = ()
@@ -316,7 +318,7 @@ class Limit:
                 f"`output` should be a position among the axes {tuple(free)} of the "
                 f"output that are not averaged, got {output!r}."
             )
-        forward = self.forward(x)
+        forward = self._forward(x, "taps")
         found = self._compute(x, None, None, "gradients")
         return {
             name: Statistics(forward[name], _at_output(found[f"gradient:{name}"], at))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -36,10 +36,12 @@ from .trace import (
 )
 from .transform import (
     Backprop,
+    Gradients,
     adjoint_of,
     at_ratios,
     backprop,
     detranspose,
+    directional,
     linearise,
     normal_form,
 )
@@ -168,22 +170,53 @@ class Networks:
             _directions(network, {name: variances[name] for name in names})
             for names in groups.values()
         ]
-        done = linearise(network.program, *directions)
-        outputs = {
-            key: _changed(network.output, changes)
-            for key, changes in zip(groups, done.changes, strict=True)
-        }
+        if is_mean(network.output):
+            program, changes = self._backwards(network, directions)
+        else:
+            done = linearise(network.program, *directions)
+            program = done.program
+            changes = [_changed(network.output, c) for c in done.changes]
+        outputs = dict(zip(groups, changes, strict=True))
         if "nngp" in what:
             outputs["nngp"] = network.output
-        program, refs = done.program, [r for t in outputs.values() for r, _ in t.refs]
-        for run in (
-            lambda p, keep: normal_form(TensorProgram(p.lines), keep),
-            lambda p, keep: detranspose(p, self._ratios(p)),
-        ):
-            step = run(program, tuple(refs))
-            program, refs = step.program, [step.place[r] for r in refs]
-            outputs = {key: t.moved(step.place) for key, t in outputs.items()}
+        program, outputs = self._simplified(program, outputs)
         return Quantities(program, outputs)
+
+    def _simplified(
+        self, program: TensorProgram, found: dict[str, Any]
+    ) -> tuple[TensorProgram, dict[str, Any]]:
+        """A program of the same limit, without ratios and transposes."""
+        ratios = self._ratios(program)
+        program = at_ratios(TensorProgram(program.lines), ratios)
+        keep = tuple(r for one in found.values() for r, _ in one.refs)
+        step = normal_form(program, keep)
+        found = {key: one.moved(step.place) for key, one in found.items()}
+        done = detranspose(step.program, self._ratios(step.program))
+        return done.program, {k: one.moved(done.place) for k, one in found.items()}
+
+    def _backwards(
+        self, network: Network, groups: Sequence[Mapping[Ref, float | str]]
+    ) -> tuple[TensorProgram, list[Traced]]:
+        """The derivatives along directions of sqrt(n) times a mean, for every group.
+
+        Such an output is no Gaussian process by theorem 4, and its gradient has a mean:
+        its tangent kernel needs the backward pass, with its corrections.
+        """
+        out, ratios = network.output, self._ratios(network.program)
+        back = backprop(network.program, [out.refs[0][0]])
+        (g,) = back.gradients
+        writer, found = Writer(back.program), []
+        for i, directions in enumerate(groups):
+            lines = directional(writer, g, directions, f"u{i or ''}_")
+            sizes = [wide(writer, r).dim.ratio(ratios) for r in lines]
+            unit = unit_of(g, ratios)
+            refs = zip(lines, (size / unit for size in sizes), strict=True)
+            found.append(
+                dataclasses.replace(
+                    out, refs=tuple(refs), power=Fraction(0), kind="vector"
+                )
+            )
+        return TensorProgram(tuple(writer.lines)), found
 
     def backward(self, x: Any, batch: bool) -> tuple[Network, Backprop]:
         """The network as traced, and with its backward pass.
@@ -231,10 +264,10 @@ class Networks:
         network, back = self.backward(x, batch)
         ratios, (g,) = self._ratios(network.program), back.gradients
         writer, found = Writer(back.program), {}
+        unit = unit_of(g, ratios)
         for name, tap in network.taps.items():
             lines = [adjoint_of(writer, g, r) for r, _ in tap.refs]
             sizes = [_size(writer, r, tap, ratios) for r, _ in tap.refs]
-            unit = g.width.ratio(ratios)
             refs = tuple(
                 (line, size / unit)
                 for line, size in zip(lines, sizes, strict=True)
@@ -242,14 +275,7 @@ class Networks:
             )
             found[name] = Gradient(refs, g.shape, tap.axis, tap.shape)
         program = TensorProgram(tuple(writer.lines))
-        for run in (
-            normal_form,
-            lambda p, keep: detranspose(p, self._ratios(p)),
-        ):
-            keep = tuple(r for tap in found.values() for r, _ in tap.refs)
-            step = run(at_ratios(program, ratios), keep)
-            program = step.program
-            found = {k: t.moved(step.place) for k, t in found.items()}
+        program, found = self._simplified(program, found)
         return Quantities(program, gradients=found)
 
     def _moving(self, x: Any, batch: bool) -> Network:
@@ -368,6 +394,28 @@ class Networks:
                 raise InputError("trace_axes names the batch axis of the output.")
 
 
+def is_mean(output: Traced) -> bool:
+    """Whether an output is sqrt(n) times a mean over a width."""
+    mean = output.kind == "fixed" and output.power == Fraction(1, 2)
+    return mean and len(output.refs) == 1
+
+
+def unit_of(gradients: Gradients, ratios: Mapping[str, float]) -> float:
+    """What the sum of squares of adjoints is divided by, in the common scale.
+
+    Those of a mean t are n dt/dx, and its output is sqrt(n) t.
+    """
+    n = gradients.width.ratio(ratios)
+    return n**2 if gradients.power == 1 else n
+
+
+def wide(writer: Writer, ref: Ref) -> Vector:
+    """The type of a wide vector."""
+    kind = writer.types[ref]
+    assert isinstance(kind, Vector)
+    return kind
+
+
 def diverges(what: str, traced: Traced) -> str:
     """The message for a quantity of positive order."""
     power = traced.power
@@ -400,8 +448,7 @@ def _changed(output: Traced, changes: Mapping[Ref, Ref]) -> Traced:
 
 def _size(writer: Writer, ref: Ref, tap: Traced, ratios: Mapping[str, float]) -> float:
     """The size of a block of a wide axis, with all its copies."""
-    kind = writer.types[ref]
-    assert isinstance(kind, Vector)
+    kind = wide(writer, ref)
     copies = 1 if tap.axis is None else kind.shape[tap.axis]
     return copies * kind.dim.ratio(ratios)
 

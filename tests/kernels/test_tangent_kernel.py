@@ -255,6 +255,56 @@ def test_the_diagonal_is_exact_in_single_precision():
     np.testing.assert_allclose(np.diag(single), np.diag(net.ntk(x)), rtol=1e-6)
 
 
+# --------------------------------------- gradients that are not independent of weights
+def square_mean(phi):
+    """Yang (2020), arXiv:2006.14548, section 6: the mean of squares is no readout."""
+    params = {"W1": wl.normal((10, n)), "W2": wl.normal((n, n))}
+
+    def f(p, x):
+        h = wl.tap("x1", phi(wl.tap("h1", dense(p["W1"], x))))
+        return jnp.sqrt(n) * jnp.mean(dense(p["W2"], h) ** 2, -1)
+
+    return wl.limit(f, params)
+
+
+UNIT = np.zeros((2, 10))
+UNIT[:, :2] = 10**0.5 * np.array([[1.0, 0.0], [0.5, 0.75**0.5]])
+"""Two inputs with |x|^2 = d, at an angle whose cosine is 1/2."""
+
+
+@pytest.mark.parametrize(
+    ("phi", "ntk", "gradient"),
+    [
+        # With u, v ~ N(0, 1) of covariance r: E[4 v^2 ..] by Wick's theorem.
+        (jnp.square, (324.0, 57.0), {"x1": (24.0, 12.0), "h1": (288.0, 96.0)}),
+        (lambda h: h + 1.0, (32.0, 15.0), {"x1": (16.0, 12.0), "h1": (16.0, 12.0)}),
+    ],
+    ids=["square", "shift"],
+)
+def test_a_mean_is_no_readout(phi, ntk, gradient):
+    net = square_mean(phi)
+    np.testing.assert_allclose(net.ntk(UNIT)[0], ntk, rtol=1e-12)
+    for name, statistics in net.statistics(UNIT).items():
+        np.testing.assert_allclose(statistics.gradient[0], gradient[name], rtol=1e-12)
+    with pytest.raises(wl.NoLimitError, match=r"n\^1/2"):
+        net.nngp(UNIT)
+
+
+@pytest.mark.slow
+def test_a_mean_over_another_width_agrees_with_networks():
+    params = {
+        "U": wl.normal((4, n)),
+        "W": wl.normal((n, m)),
+        "b": wl.normal((m,), std=0.3),
+    }
+
+    def f(p, x):
+        h = dense(p["W"], jnp.tanh(dense(p["U"], x))) + p["b"]
+        return jnp.sqrt(m) * jnp.mean(jax.nn.relu(h), -1)
+
+    agrees_with_networks(wl.limit(f, params), X)
+
+
 # ------------------------------------------------------------------------ what cannot
 def test_nothing_is_trained():
     params = {"U": wl.normal((4, n), lr=0.0), "v": wl.normal((n, 1), lr=0)}

@@ -154,6 +154,45 @@ def test_explain_states_growth_ranks_and_routes():
     assert not all(exact for exact in explanation.routes.values())
 
 
+def test_explain_shows_that_gradients_are_independent():
+    explanation = wl.limit(two_layers, PARAMS).explain(X)
+    assert explanation.gradient_independence
+    assert all(c.structural for c in explanation.corrections)
+    assert any(c.product.backward for c in explanation.corrections)
+    assert "theorem 5" in str(explanation)
+
+
+def test_explain_gives_the_size_of_what_is_not_independent():
+    """Yang (2020), section 6: E[(dx)^2] = 16, and 8 if W^T were a fresh matrix."""
+    params = {"U": wl.normal((3, n)), "W": wl.normal((n, n))}
+
+    def f(p, x):
+        h = x @ p["U"] + 1.0
+        return jnp.sqrt(n) * jnp.mean((h @ p["W"] / jnp.sqrt(n)) ** 2, -1)
+
+    explanation = wl.limit(f, params).explain(np.eye(3)[:2])
+    (backward,) = [c for c in explanation.corrections if c.product.backward]
+    assert backward.product.transposed
+    assert backward.product.matrix == "W"
+    np.testing.assert_allclose(backward.second, 16.0, rtol=1e-12)
+    np.testing.assert_allclose(backward.independent, 8.0, rtol=1e-12)
+    assert backward.size == pytest.approx(0.5)
+    assert not explanation.gradient_independence
+    assert "W^T" in str(explanation)
+    assert "50 % apart" in str(explanation)
+
+
+def test_explain_says_why_there_is_no_gradient():
+    def f(p, x):
+        h = jnp.tanh(x @ p["U"])
+        return (h + jax.lax.stop_gradient(h**2)) @ p["v"] / jnp.sqrt(n)
+
+    params = {"U": wl.normal((3, n)), "v": wl.normal((n, 1))}
+    explanation = wl.limit(f, params).explain(X[:, :3])
+    assert "stop_gradient" in explanation.no_gradient
+    assert not explanation.gradient_independence
+
+
 def test_explain_reports_growth_beyond_the_theorem():
     def f(p, x):
         h = jnp.exp(0.01 * (x @ p["U"]) ** 2)

@@ -56,8 +56,8 @@ class Detransposed(Rewritten):
     """A program without transposes.
 
     Attributes:
-        hats: for every old product M z that has a term dotZ: the line of hatZ in the new
-            program, with the same law as if M were independent of its transpose.
+        hats: for every old product M z that has a term dotZ: the line of hatZ in the
+            new program, with the same law as if M were independent of its transpose.
     """
 
     hats: Mapping[Ref, Ref] = dataclasses.field(default_factory=dict)

@@ -85,6 +85,14 @@ def linearise(
     )
 
 
+def deviation(writer: Writer, given: float | str) -> float | TensorArg:
+    """A standard deviation: a number, or the input line of a key."""
+    if not isinstance(given, str):
+        return given
+    line = Map(name=given.replace(":", "_"), op=Input(given), args=(), shape=())
+    return TensorArg(writer.emit(line), ())
+
+
 class _Linearisation:
     def __init__(
         self, writer: Writer, directions: Mapping[Ref, float | str], prefix: str
@@ -138,11 +146,7 @@ class _Linearisation:
         return None  # a tensor, or what depends on no direction
 
     def _std(self, ref: Ref) -> float | TensorArg:
-        std = self._directions[ref]
-        if not isinstance(std, str):
-            return std
-        line = Map(name=std.replace(":", "_"), op=Input(std), args=(), shape=())
-        return TensorArg(self.writer.emit(line), ())
+        return deviation(self.writer, self._directions[ref])
 
     def _sum(self, parts: list, shape: tuple[int, ...]) -> Line | None:
         """The sum of products; the last one needed is left to be emitted."""
