@@ -431,6 +431,8 @@ class Limit:
         seeds: int = 16,
         key: Any = None,
         progress: Any = None,
+        *,
+        ntk: bool = False,
     ) -> finite.Check:
         """Compare the limit with real networks of several widths.
 
@@ -440,15 +442,18 @@ class Limit:
             seeds: networks drawn at each width.
             key: a JAX random key; fixed if None.
             progress: called as `progress(done, all)`.
+            ntk: compare the tangent kernel, too.
 
         Returns:
             The comparison: `.passed`, `.table()`, `.plot(path)`, printed by `str`.
         """
         x = self._inputs(x, "x")
         predicted = self.forward(x)
+        if ntk:
+            predicted["ntk"] = self.ntk(x)
         return finite.check(
-            self.f, self.params, x, predicted, widths, seeds, key,
-            trace_axes=self.trace_axes, progress=progress,
+            self.f, self.params, x, predicted, widths, seeds, key, progress=progress,
+            trace_axes=self.trace_axes, one_batch=self._networks.is_one_batch,
         )  # fmt: skip
 
     # Data ----

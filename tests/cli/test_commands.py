@@ -9,6 +9,7 @@ import pytest
 
 import widelimit as wl
 from widelimit.cli import main
+from widelimit.cli._demo import demo
 from widelimit.cli._progress import progress
 
 MODEL = """\
@@ -162,9 +163,11 @@ def test_bars_are_for_terminals_only(capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_the_demonstration_reads_digits(capsys):
-    text = output(capsys, "demo")
-    assert len(re.findall(r"\d\d\.\d % \(\d+ of 797 test images\)", text)) == 3
+    """On fewer images; CI runs the whole of it as the README's first command."""
+    assert demo(train=300, test=200, widths=(64, 256), seeds=8) == 0
+    text = capsys.readouterr().out
+    assert len(re.findall(r"\d\d\.\d % \(\d+ of 200 test images\)", text)) == 6
     accuracies = [float(a) for a in re.findall(r"(\d\d\.\d) % \(", text)]
-    assert max(accuracies) >= 97.0
+    assert min(accuracies) >= 92.0
     assert text.count(" agree ") == 3
     assert "What to try next" in text

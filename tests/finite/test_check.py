@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import widelimit as wl
 from widelimit import _errors, finite
 from widelimit.trace import _declare as declare
 
@@ -338,3 +339,21 @@ def test_widths_that_do_not_divide():
     params = {"U": declare.normal((3, n // 3)), "W": declare.normal((n, n))}
     with pytest.raises(_errors.InputError, match="choose widths that divide"):
         finite.check(mlp, params, X, mlp_limit(), widths=(32,))
+
+
+# ---------------------------------------------------------------------- tangent kernel
+def test_the_tangent_kernel_is_compared_when_asked():
+    params = {"U": wl.normal((3, n)), "W": wl.normal((n, n)), "v": wl.normal((n, 2))}
+
+    def f(p, x):
+        h = jnp.tanh(x @ p["U"])
+        return jnp.sin(h @ p["W"] / jnp.sqrt(n)) @ p["v"] / jnp.sqrt(n)
+
+    net, x = wl.limit(f, params), np.eye(3)[:2] + 0.3
+    result = net.check(x, widths=(32, 128), seeds=16, ntk=True)
+    assert result.passed
+    assert -0.8 < result.slopes["ntk"] < -0.2
+    assert "ntk" in result.table()
+    wrong = {"ntk": 1.1 * np.asarray(net.ntk(x))}
+    refused = finite.check(f, params, x, wrong, widths=(128,), seeds=16)
+    assert not refused.passed

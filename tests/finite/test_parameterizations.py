@@ -1,5 +1,6 @@
 """Which variable is trained underneath, and the kernels that follow from it."""
 
+import itertools
 import math
 
 import jax
@@ -145,6 +146,28 @@ def table(kind, parameterization, x, biases):
             a.reshape(size, *shape, size, *shape).mean((1, 3)) for a in (k, theta)
         )
     return layer(k, theta, "v", "d", base[1], 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameterization", "biases"),
+    [
+        (dense, "standard", True),
+        (conv, "standard", False),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in itertools.product((dense, conv), ("ntk", "standard"), (0, 1))
+        ),
+    ],
+)
+def test_the_limit_is_that_of_the_paper(kind, parameterization, biases):
+    x = X if kind is dense else IMAGES
+    params = declared(kind, biases)
+    net = wl.limit(kind, params, parameterization=parameterization)
+    nngp, ntk = table(kind, parameterization, x, biases)
+    kernels = net.kernels(x)
+    np.testing.assert_allclose(kernels.nngp, nngp, rtol=1e-12)
+    # At equal inputs the arc cosine by hand has half of the digits.
+    np.testing.assert_allclose(kernels.ntk, ntk, rtol=1e-7)
 
 
 @pytest.mark.slow

@@ -20,8 +20,11 @@ from .._errors import InputError, ShapeMismatchError
 from ..trace._declare import Constant, Normal, trial_shape, widths_in
 from ._ensemble import MEAN, Ensemble
 from ._moments import Layout, layouts
+from ._network import FiniteNetwork
 from ._report import Check, Row
 from ._statistics import Running, critical_t, slope
+
+NTK = "ntk"
 
 
 def check(
@@ -34,6 +37,7 @@ def check(
     key: Any = None,
     *,
     trace_axes: Sequence[int] = (-1,),
+    one_batch: Callable[[Any], bool] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Check:
     """Compare predicted second moments with those of finite networks.
@@ -48,11 +52,13 @@ def check(
         x: a batch of N inputs.
         predicted: by name of the tap, or "output", the second moment in the limit, of
             shape (N, N, *I, *I'). That of the output is its covariance; where the
-            output has a mean, give that as "output:mean", of the output's shape.
+            output has a mean, give that as "output:mean", of the output's shape. "ntk"
+            is its tangent kernel.
         widths: values of the common scale; a width is its ratio times that.
         seeds: networks at each width.
         key: a JAX random key; `jax.random.key(0)` if None.
         trace_axes: axes of the output to average over.
+        one_batch: for the tangent kernel, see `at`.
         progress: called with the networks done so far and their total number.
 
     Raises:
@@ -75,6 +81,13 @@ def check(
         running = {k: Running(*goal, epsilon) for k, goal in goals.items()}
         rngs = _generators(key, scales[i], seeds)
         for s, one in enumerate(net.moments(compared, rngs, MEAN in goals)):
+            if NTK in goals:
+                network = FiniteNetwork(
+                    f, params, sizes[i], trace_axes=trace_axes, one_batch=one_batch
+                )
+                theta = network.draw(jax.random.fold_in(key, scales[i] * seeds + s))
+                kernel = _square(NTK, network.ntk(theta, x), found["output"])
+                one = {**one, NTK: kernel}
             for name, value in one.items():
                 running[name].add(_entries(name, value))
             if progress is not None:
@@ -93,6 +106,7 @@ def _result(
     notes: tuple[str, ...],
 ) -> Check:
     concentrates = {name: layout.concentrates for name, layout in compared.items()}
+    concentrates[NTK] = True
     rows = tuple(
         _row(name, scale, run[name], concentrates.get(name, False))
         for name in runs[0]
@@ -168,15 +182,17 @@ def _goals(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The distinct predicted entries and their natural size, by name."""
     unknown = [k for k in predicted if k not in found and k not in left_out]
-    unknown = [k for k in unknown if k != MEAN]
-    if unknown or not set(predicted) & set(found):
+    unknown = [k for k in unknown if k not in (MEAN, NTK)]
+    if unknown or not set(predicted) & {*found, NTK}:
         given = ", ".join(map(repr, predicted)) or "nothing"
         raise InputError(
             f"Predictions are given for {given}; the network has "
             f"{', '.join(map(repr, found))}."
         )
     matrices = {
-        k: _square(k, predicted[k], v) for k, v in found.items() if k in predicted
+        k: _square(k, predicted[k], v)
+        for k, v in {**found, NTK: found["output"]}.items()
+        if k in predicted
     }
     means = None
     if MEAN in predicted:
