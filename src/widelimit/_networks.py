@@ -104,6 +104,7 @@ class Networks:
         self._limits: dict[Any, Network] = {}
         self._asked: dict[Any, Quantities] = {}
         self._coupled: dict[Any, bool] = {}
+        self._replaced: dict[Any, tuple[str, ...]] = {}
 
     def traced(self, x: Any, batch: bool = False, moving: bool = False) -> Network:
         """The network as traced, for inputs of a shape: of one, or of a whole batch.
@@ -285,20 +286,22 @@ class Networks:
             return self.traced(x, batch, moving=True)
         except (UnsupportedError, NoLimitError) as error:
             self.traced(x, batch)  # where this fails, the fault is another
-            finite = [
-                f"`{name}`"
-                for name, p in self._declared(Constant).items()
-                if _moves(p) and all(isinstance(s, int) for s in p.shape)
-            ]
+            constants = self._declared(Constant).items()
+            names = ", ".join(f"`{name}`" for name, p in constants if _moves(p))
             raise UnsupportedError(
-                f"A constant parameter of finite shape ({', '.join(finite)}) is "
-                "trained, and does not enter linearly at the output: its part of the "
-                "tangent kernel is random at every width. Declare it with lr=0 for the "
-                f"kernel of the other parameters. {error}"
+                f"A trained constant ({names}) stands where its part of the tangent "
+                "kernel is not known: one of finite shape has to enter linearly at the "
+                "output, as its part is random at every width elsewhere. Declare it "
+                f"with lr=0 for the kernel of the other parameters. {error}"
             ) from error
 
     def _check_derivatives(self, x: Any) -> None:
-        if where := replaced_derivatives(self._f, self._params, with_rows(x, 2)):
+        key = key_of(with_rows(x, 1))
+        if key not in self._replaced:
+            self._replaced[key] = replaced_derivatives(
+                self._f, self._params, with_rows(x, 2)
+            )
+        if where := self._replaced[key]:
             raise UnsupportedError(
                 "The derivative that JAX takes of the network is not that of its "
                 f"values: `stop_gradient` or a custom derivative at {', '.join(where)}."

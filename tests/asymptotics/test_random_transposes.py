@@ -46,7 +46,8 @@ def test_a_few_random_programs_with_transposes(seed: int) -> None:
 @pytest.mark.parametrize("first", range(0, 50, 5))
 def test_fifty_random_programs_with_transposes(first: int) -> None:
     for seed in range(first, first + 5):
-        assert not wrong(seed), f"program {seed}:\n{program(seed)}"
+        pairs = 10 if seed < 10 else 4
+        assert not wrong(seed, pairs), f"program {seed}:\n{program(seed)}"
     jax.clear_caches()
 
 
