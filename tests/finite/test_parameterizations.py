@@ -171,9 +171,10 @@ def test_the_limit_is_that_of_the_paper(kind, parameterization, biases):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("biases", [True, False])
 @pytest.mark.parametrize("parameterization", ["ntk", "standard"])
-@pytest.mark.parametrize("kind", [dense, conv])
+@pytest.mark.parametrize(
+    ("kind", "biases"), [(dense, True), (dense, False), (conv, True)]
+)
 def test_kernels_tend_to_those_of_the_paper(kind, parameterization, biases):
     x, seeds, scales = X if kind is dense else IMAGES, 24, (2, 8, 32)
     _, expected = table(kind, parameterization, x, biases)

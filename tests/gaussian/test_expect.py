@@ -390,3 +390,18 @@ def test_derivative_without_a_rule_is_refused():
     with pytest.raises(_errors.UnsupportedError, match="digamma"):
         differentiate(call("digamma", Arg(0)), 0)
     assert differentiate(Const(3.0), 0) == Const(0.0)
+
+
+def test_a_function_of_a_thousand_kinks_is_sampled():
+    """Panels between all of them would compile for minutes."""
+
+    def f(x):
+        return jnp.maximum(jnp.sin(0.5 * x**2), 0.0)
+
+    found = estimate(f, 0.0, 1.0)
+    assert "QMC" in found.route
+    x = np.linspace(-9.0, 9.0, 2_000_001)
+    density = np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi)
+    exact = np.trapezoid(np.asarray(f(x)) * density, x)
+    assert abs(float(found) - exact) < found.error + 1e-9
+    assert found.error < 1e-3

@@ -24,7 +24,7 @@ from ._closed import closed_dual, closed_mean, closed_name
 from ._estimate import Accuracy
 from ._factors import as_function, merge, multiply, summands, used
 from ._hermite import hermite_dual
-from ._piecewise import Kinks, find_kinks, leaf_kinks, parity
+from ._piecewise import MANY, Kinks, find_kinks, leaf_kinks, parity
 from ._price import derive, with_derivative
 from ._qmc import (
     LOG2_POINTS,
@@ -305,6 +305,9 @@ def _one(factor: Expr, law: _Law) -> Array:
         _take(f"closed form: {closed_name(f)}")
         return jnp.asarray(value, law.dtype)
     found = find_kinks(f)
+    if len(found.places) > MANY:
+        _take("QMC")
+        return _numerical((f,), law, "qmc", False)
     _take("quadrature" if found.smooth else "quadrature split at kinks")
     kind = "mean" if found.places else "mean smooth"
     return _numerical((f,), law, kind, _priced(found))

@@ -72,6 +72,9 @@ def on_host(expr: Expr, x: np.ndarray) -> np.ndarray:
 _REACH = 64.0
 """Kinks farther out than this are 20 standard deviations away at variance 10."""
 
+MANY = 100
+"""More kinks than this are not judged one by one."""
+
 
 @functools.lru_cache(maxsize=1024)
 def find_kinks(f: Expr) -> Kinks:
@@ -84,6 +87,10 @@ def find_kinks(f: Expr) -> Kinks:
             moving.append(place)
         elif differentiate_or_none(switch) != Const(0.0):
             complete = False
+    if len(near := [t for t in _merge(places) if abs(t) <= _REACH]) > MANY:
+        # No rule splits at so many: which of them matter is not worth finding out.
+        kinks = (*(Const(t) for t in near), *moving)
+        return Kinks(kinks, not _may_jump(f), (), complete)
     if arity(f) > 1 and places and not moving:
         return _with_parameters(f, places, complete)
     if moving:
