@@ -14,6 +14,7 @@ import numpy as np
 from . import finite
 from ._errors import (
     InputError,
+    InvalidProgramError,
     NoLimitError,
     ShapeMismatchError,
     UnsupportedError,
@@ -21,9 +22,16 @@ from ._errors import (
 from ._jax import is_concrete
 from ._networks import Networks, diverges, is_mean, key_of, struct_of, with_rows
 from .asymptotics import Engine, Side
-from .kernels import BlockKernel, PairKernel
+from .kernels import BlockKernel, PairKernel, averaged
 from .program import TensorProgram
-from .report import Explanation, Formula, corrections, explain, formula
+from .report import (
+    Correction,
+    Explanation,
+    Formula,
+    corrections,
+    explain,
+    formula,
+)
 from .trace import Constant, Network, Normal, path_name
 
 
@@ -236,7 +244,7 @@ class Limit:
         dtype = _dtype(x1)
         x1, other = _cast(x1, dtype), None if other is None else _cast(other, dtype)
         kernel = PairKernel(first, second, self.trace_axes, batch)
-        shared = self._networks.shared(dtype)
+        shared = self._networks.shared(dtype, what)
         if batch:
             a = {**shared, **_named(x1, whole=True)}
             if other is None:
@@ -307,10 +315,8 @@ class Limit:
             )
         at = (output,) if isinstance(output, int) else tuple(output)
         shape = network.output.shape
-        averaged = (
-            {a % len(shape) for a in self.trace_axes} if len(shape) > 1 else set()
-        )
-        free = [s for a, s in enumerate(shape) if a > 0 and a not in averaged]
+        gone = (0, *averaged(self.trace_axes, len(shape)))
+        free = [s for a, s in enumerate(shape) if a not in gone]
         if len(at) != len(free) or not all(
             -s <= i < s for i, s in zip(at, free, strict=True)
         ):
@@ -350,17 +356,21 @@ class Limit:
         x = self._inputs(x, "x")
         found, no_gradient = (), ""
         try:
-            batch, dtype = self._networks.is_coupled(x), _dtype(x)
-            program, products = self._networks.products(struct_of(x), batch)
-            inputs = _cast(jax.tree.map(lambda a: a if batch else a[:1], x), dtype)
-            shared = self._networks.shared(dtype)
-            side = Side(program, {**shared, **_named(inputs, whole=True)})
-            found = corrections(Engine([side], dtype=dtype), products)
-        except UnsupportedError as error:
+            found = self._corrections(x)
+        except (UnsupportedError, InvalidProgramError) as error:
             no_gradient = str(error)
         return explain(
             self._engine(x), self._limit(x), self._traced(x).program, found, no_gradient
         )
+
+    def _corrections(self, x: Any) -> tuple[Correction, ...]:
+        """What theorem 6 adds to the products of the network, for the first input."""
+        batch, dtype = self._networks.is_coupled(x), _dtype(x)
+        program, products = self._networks.products(struct_of(x), batch)
+        inputs = _cast(jax.tree.map(lambda a: a if batch else a[:1], x), dtype)
+        shared = self._networks.shared(dtype)
+        side = Side(program, {**shared, **_named(inputs, whole=True)})
+        return corrections(Engine([side], dtype=dtype), products)
 
     def order(self, x: Any) -> dict[str, Fraction]:
         """The power of n of the output and of every tap, by name; 0 has a limit."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -14,13 +14,13 @@ from ._coupling import coupled, fresh_draws
 from ._derivatives import replaced_derivatives
 from ._errors import InputError, NoLimitError, ShapeMismatchError, UnsupportedError
 from ._jax import is_concrete
+from .kernels import Gradient, Quantities
 from .program import (
     MatMul,
     Ref,
     TensorProgram,
-    Transpose,
-    Vector,
     Writer,
+    matrix_of,
     width_names,
 )
 from .report import Product
@@ -44,47 +44,8 @@ from .transform import (
     directional,
     linearise,
     normal_form,
+    wide,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Gradient:
-    """The derivative of the output at a tap.
-
-    Attributes:
-        refs: adjoints of index shape O + I, for each block of the tap's wide axis,
-            with the size of the block over that of the dimension they are measured by.
-        lead: the index shape O of the output.
-        axis: the wide axis of the tap.
-        shape: its shape.
-    """
-
-    refs: tuple[tuple[Ref, float], ...]
-    lead: tuple[int, ...]
-    axis: int | None
-    shape: tuple[int, ...]
-
-    def moved(self, place: Mapping[Ref, Ref]) -> "Gradient":
-        """The gradient in a rewritten program."""
-        refs = tuple((place[r], w) for r, w in self.refs)
-        return dataclasses.replace(self, refs=refs)
-
-
-@dataclasses.dataclass(frozen=True)
-class Quantities:
-    """Lines whose covariances are asked for.
-
-    Attributes:
-        program: where they are; it uses no matrix and its transpose.
-        outputs: what is averaged over `trace_axes`: "nngp", "ntk" and "ntk:parameter".
-        taps: what is averaged over its wide axis.
-        gradients: the derivatives of the output at taps.
-    """
-
-    program: TensorProgram
-    outputs: Mapping[str, Traced] = dataclasses.field(default_factory=dict)
-    taps: Mapping[str, Traced] = dataclasses.field(default_factory=dict)
-    gradients: Mapping[str, Gradient] = dataclasses.field(default_factory=dict)
 
 
 class Networks:
@@ -114,7 +75,8 @@ class Networks:
             batch: whether inputs interact.
             moving: whether constants are input lines, which can move.
         """
-        moving = moving and any(_moves(p) for p in self._declared(Constant).values())
+        constants = self._declared(Constant).values()
+        moving = moving and any(p.is_trained for p in constants)
         one = x if batch else with_rows(x, 1)
         key = (key_of(one), batch, moving)
         if key not in self._traced:
@@ -206,18 +168,14 @@ class Networks:
         out, ratios = network.output, self._ratios(network.program)
         back = backprop(network.program, [out.refs[0][0]])
         (g,) = back.gradients
-        writer, found = Writer(back.program), []
+        unit, writer, found = unit_of(g, ratios), Writer(back.program), []
         for i, directions in enumerate(groups):
             lines = directional(writer, g, directions, f"u{i or ''}_")
-            sizes = [wide(writer, r).dim.ratio(ratios) for r in lines]
-            unit = unit_of(g, ratios)
-            refs = zip(lines, (size / unit for size in sizes), strict=True)
-            found.append(
-                dataclasses.replace(
-                    out, refs=tuple(refs), power=Fraction(0), kind="vector"
-                )
-            )
-        return TensorProgram(tuple(writer.lines)), found
+            found.append([(r, wide(writer, r).dim.ratio(ratios) / unit) for r in lines])
+        return TensorProgram(tuple(writer.lines)), [
+            dataclasses.replace(out, refs=tuple(refs), power=Fraction(0), kind="vector")
+            for refs in found
+        ]
 
     def backward(self, x: Any, batch: bool) -> tuple[Network, Backprop]:
         """The network as traced, and with its backward pass.
@@ -233,7 +191,7 @@ class Networks:
                 f"vector; this one is a {out.kind} of shape {out.shape} in "
                 f"{len(out.refs)} parts."
             )
-        self._check_derivatives(x)
+        self._check_derivatives(x, batch)
         return network, backprop(network.program, [out.refs[0][0]])
 
     def products(self, x: Any, batch: bool) -> tuple[TensorProgram, list[Product]]:
@@ -249,14 +207,16 @@ class Networks:
         found = []
         for ref, line in enumerate(program.lines):
             if isinstance(line, MatMul):
-                matrix, transposed = program.lines[line.matrix], False
-                while isinstance(matrix, Transpose):
-                    matrix = program.lines[matrix.matrix]
-                    transposed = not transposed
+                matrix, transposed = matrix_of(program.lines, line.matrix)
                 one = Product(
-                    line.name, matrix.name, transposed, ref >= len(network.program),
-                    done.place[ref], done.hats.get(ref), line.source,
-                )  # fmt: skip
+                    line=line.name,
+                    matrix=program.lines[matrix].name,
+                    transposed=transposed,
+                    backward=ref >= len(network.program),
+                    ref=done.place[ref],
+                    hat=done.hats.get(ref),
+                    source=line.source,
+                )
                 found.append(one)
         return done.program, found
 
@@ -267,11 +227,10 @@ class Networks:
         writer, found = Writer(back.program), {}
         unit = unit_of(g, ratios)
         for name, tap in network.taps.items():
-            lines = [adjoint_of(writer, g, r) for r, _ in tap.refs]
-            sizes = [_size(writer, r, tap, ratios) for r, _ in tap.refs]
+            lines = [(adjoint_of(writer, g, r), r) for r, _ in tap.refs]
             refs = tuple(
-                (line, size / unit)
-                for line, size in zip(lines, sizes, strict=True)
+                (line, _size(writer, r, tap, ratios) / unit)
+                for line, r in lines
                 if line is not None
             )
             found[name] = Gradient(refs, g.shape, tap.axis, tap.shape)
@@ -281,13 +240,13 @@ class Networks:
 
     def _moving(self, x: Any, batch: bool) -> Network:
         """The network as traced, where every trained parameter can move."""
-        self._check_derivatives(x)
+        self._check_derivatives(x, batch)
         try:
             return self.traced(x, batch, moving=True)
         except (UnsupportedError, NoLimitError) as error:
             self.traced(x, batch)  # where this fails, the fault is another
             constants = self._declared(Constant).items()
-            names = ", ".join(f"`{name}`" for name, p in constants if _moves(p))
+            names = ", ".join(f"`{name}`" for name, p in constants if p.is_trained)
             raise UnsupportedError(
                 f"A trained constant ({names}) stands where its part of the tangent "
                 "kernel is not known: one of finite shape has to enter linearly at the "
@@ -295,12 +254,11 @@ class Networks:
                 f"with lr=0 for the kernel of the other parameters. {error}"
             ) from error
 
-    def _check_derivatives(self, x: Any) -> None:
-        key = key_of(with_rows(x, 1))
+    def _check_derivatives(self, x: Any, batch: bool) -> None:
+        one = x if batch else with_rows(x, 1)
+        key = key_of(one)
         if key not in self._replaced:
-            self._replaced[key] = replaced_derivatives(
-                self._f, self._params, with_rows(x, 2)
-            )
+            self._replaced[key] = replaced_derivatives(self._f, self._params, one)
         if where := self._replaced[key]:
             raise UnsupportedError(
                 "The derivative that JAX takes of the network is not that of its "
@@ -314,7 +272,7 @@ class Networks:
         """The variance of the direction of every parameter that moves."""
         found = {}
         for name, p in self._declared(Normal, Constant).items():
-            if not network.parameters.get(name) or not _moves(p):
+            if not network.parameters.get(name) or not p.is_trained:
                 continue
             value, power = tangent_variance(p)
             if power > 0:
@@ -343,9 +301,15 @@ class Networks:
         """Whether running inputs one by one would be another function."""
         return self.is_coupled(x) or any(fresh_draws(self._f, self._params, x))
 
-    def shared(self, dtype: Any) -> dict[str, Any]:
-        """What all inputs of the programs share: standard deviations, arrays."""
+    def shared(self, dtype: Any, what: Collection[str] = ()) -> dict[str, Any]:
+        """What all inputs of the programs share: standard deviations, arrays.
+
+        Args:
+            dtype: of the arrays.
+            what: the quantities asked for; tangent kernels have directions.
+        """
         shared: dict[str, Any] = {}
+        tangent = not {"ntk", "parts"}.isdisjoint(what)
         for name, p in self._declared(object).items():
             if isinstance(p, Normal):
                 shared[f"std:{name}"] = jnp.asarray(p.std, dtype)
@@ -359,7 +323,7 @@ class Networks:
                 array = jnp.asarray(p)
                 floating = jnp.issubdtype(array.dtype, jnp.floating)
                 shared[f"param:{name}"] = array.astype(dtype) if floating else array
-            if isinstance(p, Normal | Constant) and _moves(p):
+            if tangent and isinstance(p, Normal | Constant) and p.is_trained:
                 value, _ = tangent_variance(p)
                 if not isinstance(value, float):
                     shared[f"direction:{name}"] = jnp.sqrt(jnp.asarray(value, dtype))
@@ -412,24 +376,12 @@ def unit_of(gradients: Gradients, ratios: Mapping[str, float]) -> float:
     return n**2 if gradients.power == 1 else n
 
 
-def wide(writer: Writer, ref: Ref) -> Vector:
-    """The type of a wide vector."""
-    kind = writer.types[ref]
-    assert isinstance(kind, Vector)
-    return kind
-
-
 def diverges(what: str, traced: Traced) -> str:
     """The message for a quantity of positive order."""
     power = traced.power
     divisor = "sqrt(n)" if power == Fraction(1, 2) else f"n**{float(power):g}"
     where = f", at {traced.source}" if traced.source else ""
     return f"{what} diverges like n^{power} with the width{where}: divide by {divisor}?"
-
-
-def _moves(p: Normal | Constant) -> bool:
-    """Whether a parameter is trained."""
-    return not (isinstance(p.lr, int | float) and p.lr == 0)
 
 
 def _directions(

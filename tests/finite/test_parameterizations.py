@@ -247,3 +247,22 @@ def test_standard_needs_the_base_of_a_fan_in():
     with pytest.raises(_errors.InputError, match="base=512") as error:
         net.at(k=4, key=KEY)
     assert "(k, 1) has the width k" in str(error.value)
+
+
+def test_the_gaussian_process_needs_no_base():
+    def f(p, x):
+        return jnp.tanh(x @ p["U"]) @ p["v"]
+
+    k, base = wl.width("k"), wl.width("k", base=64)
+    net, based = (
+        wl.limit(
+            f,
+            {"U": wl.normal((5, width)), "v": wl.normal((width, 1))},
+            parameterization="standard",
+        )
+        for width in (k, base)
+    )
+    np.testing.assert_allclose(net.nngp(X), based.nngp(X), rtol=1e-13)
+    assert "theorem 4" in str(net.explain(X)).lower()
+    with pytest.raises(_errors.InputError, match="base=512"):
+        net.ntk(X)

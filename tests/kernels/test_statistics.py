@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from coverage_table import apply as dense
 
 import widelimit as wl
 from widelimit.trace import widths_in
@@ -17,10 +18,6 @@ RNG = np.random.default_rng(0)
 X = RNG.standard_normal((3, 4))
 SEQUENCES = RNG.standard_normal((2, 3, 4))
 SLOW = pytest.mark.slow
-
-
-def dense(p, h):
-    return h @ p / jnp.sqrt(h.shape[-1])
 
 
 class Shifts:

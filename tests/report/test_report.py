@@ -193,6 +193,11 @@ def test_explain_says_why_there_is_no_gradient():
     assert not explanation.gradient_independence
 
 
+def test_explain_of_a_network_without_a_wide_vector():
+    net = wl.limit(lambda p, x: x @ p["w"], {"w": wl.normal((3, 1))})
+    assert "no wide vector" in net.explain(X).no_gradient
+
+
 def test_explain_reports_growth_beyond_the_theorem():
     def f(p, x):
         h = jnp.exp(0.01 * (x @ p["U"]) ** 2)

@@ -80,11 +80,11 @@ def check(
     for i, net in enumerate(nets):
         running = {k: Running(*goal, epsilon) for k, goal in goals.items()}
         rngs = _generators(key, scales[i], seeds)
+        network = FiniteNetwork(
+            f, params, sizes[i], trace_axes=trace_axes, one_batch=one_batch
+        )
         for s, one in enumerate(net.moments(compared, rngs, MEAN in goals)):
             if NTK in goals:
-                network = FiniteNetwork(
-                    f, params, sizes[i], trace_axes=trace_axes, one_batch=one_batch
-                )
                 theta = network.draw(jax.random.fold_in(key, scales[i] * seeds + s))
                 kernel = _square(NTK, network.ntk(theta, x), found["output"])
                 one = {**one, NTK: kernel}

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from .._errors import InputError, ShapeMismatchError
-from .._jax import is_concrete
 from ..trace import path_name, received, sample, widths_are, widths_in
 from ..trace._declare import Constant, Normal
 from ._ntk import ntk, ntk_vp
@@ -90,7 +89,7 @@ class FiniteNetwork:
         self.rates = {
             name: leaf.lr
             for name, leaf in zip(self._names, self._leaves, strict=True)
-            if isinstance(leaf, Normal | Constant) and not _is_zero(leaf.lr)
+            if isinstance(leaf, Normal | Constant) and leaf.is_trained
         }
 
     # Two draws of one network are the same function: JAX compiles it once.
@@ -318,10 +317,6 @@ class _Apply:
                 f"{getattr(out, 'dtype', jax.tree_util.tree_structure(out))}."
             )
         return out
-
-
-def _is_zero(rate: Any) -> bool:
-    return is_concrete(rate) and float(rate) == 0.0
 
 
 def _inputs(name: str, x: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from .._errors import UnsupportedError
 from ._identify import Pieces
 from ._terms import Mode
 
@@ -122,7 +123,7 @@ def _slope(a: Atom) -> list[Atom]:
     if a.gate == "delta":
         return [dataclasses.replace(a, gate="slope", poly=(a.poly[0] * a.w,))]
     if a.gate == "slope":
-        raise NotImplementedError("second derivatives of a point mass are not kept")
+        raise UnsupportedError("Second derivatives of a point mass are not covered.")
     c = np.array(a.poly)
     smooth = np.arange(1, len(c)) * c[1:]
     smooth = _add(smooth, (a.alpha + 1j * a.omega) * c)

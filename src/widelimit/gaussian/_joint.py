@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.scipy.special import ndtr
 
+from .._errors import UnsupportedError
 from ._bivariate import log_ndtr, orthant
 
 Value = Any
@@ -191,7 +192,10 @@ class Joint:
         (i, one), (j, two) = gates
         a, b, c = self.cov[i][i], self.cov[j][j], self.cov[i][j]
         if is_zero(a) or is_zero(b):
-            raise NotImplementedError("a gate on a variable without variance")
+            raise UnsupportedError(
+                "Two jumps, one of them in a variable without variance, are not "
+                "covered."
+            )
         kinds = {one, two}
         if is_zero(self.mean[i]) and is_zero(self.mean[j]):
             signs = self._weighted(mul(2 / math.pi, angle(a, b, c)))

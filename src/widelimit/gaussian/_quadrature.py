@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..scalar import Const, Expr, evaluate
+from ..scalar import Expr, evaluate
 
 Array = Any
 
@@ -110,13 +110,7 @@ def mean_split(
     """E f(z) for one Gaussian, on panels that end at the kinks of f."""
     s = safe_sqrt(variance)
     dtype, reach = s.dtype, _SPLIT_REACH[level]
-    if all(isinstance(k, Const) for k in kinks):
-        # There may be a thousand: as one array.
-        places = jnp.asarray([k.value for k in kinks if isinstance(k, Const)], dtype)
-        marks = safe_divide(places - mean[..., None], s[..., None], reach)
-    else:
-        far = [safe_divide(t - mean, s, reach) for t in _places(kinks, params, dtype)]
-        marks = _stacked(far, dtype)
+    marks = [safe_divide(t - mean, s, reach) for t in _places(kinks, params, dtype)]
     x, w = _panels(marks, level, dtype)
     values = evaluate(
         f,
@@ -136,20 +130,14 @@ def _density(x: Array) -> Array:
     return jnp.exp(-0.5 * x * x) * float(1.0 / np.sqrt(2.0 * np.pi))
 
 
-def _stacked(marks: Sequence[Array], dtype: Any) -> Array:
-    """Arrays that broadcast, along a new last axis."""
-    if not marks:
-        return jnp.zeros((0,), dtype)
-    return jnp.stack(jnp.broadcast_arrays(*marks), axis=-1)
-
-
-def _panels(marks: Array, level: int, dtype: Any) -> tuple[Array, Array]:
-    """Gauss-Legendre points and weights (..., panels, points) between (..., marks)."""
+def _panels(marks: Sequence[Array], level: int, dtype: Any) -> tuple[Array, Array]:
+    """Gauss-Legendre points and weights (..., panels, points) between the marks."""
+    shape = jnp.broadcast_shapes(*(jnp.shape(m) for m in marks), ())
     reach = _SPLIT_REACH[level]
-    base = jnp.asarray(np.linspace(-reach, reach, 5), dtype)
-    ends = jnp.broadcast_to(base, (*marks.shape[:-1], base.size))
-    inner = jnp.clip(marks, -reach, reach)
-    edges = jnp.sort(jnp.concatenate([ends, inner], axis=-1), axis=-1)
+    base = np.linspace(-reach, reach, 5)
+    ends = [jnp.broadcast_to(jnp.asarray(e, dtype), shape) for e in base]
+    inner = [jnp.broadcast_to(jnp.clip(m, -reach, reach), shape) for m in marks]
+    edges = jnp.sort(jnp.stack([*ends, *inner], axis=-1), axis=-1)
     t, w = legendre((20, 32, 48)[level])
     low, gap = edges[..., :-1, None], jnp.diff(edges, axis=-1)[..., None]
     return low + gap * jnp.asarray(t, dtype), gap * jnp.asarray(w, dtype)
@@ -188,16 +176,14 @@ def pair_split(
     ]
     # Two lines of kinks cross at one y; between crossings the inner integral is smooth.
     marks = [safe_divide(t - r, 2 * q, far) for t in first for r in second]
-    y, weight = (
-        _flatten(z) for z in _panels(_stacked(marks, rho.dtype), level, rho.dtype)
-    )
+    y, weight = (_flatten(z) for z in _panels(marks, level, rho.dtype))
     shape = jnp.broadcast_shapes(*(jnp.shape(z) for z in (m1, m2, rho, *params)))
     y, weight = (jnp.broadcast_to(z, (*shape, z.shape[-1])) for z in (y, weight))
 
     def inner(carry: Array, column: tuple[Array, Array]) -> tuple[Array, None]:
         at, w = column
         lines = [(t - q * at) / p for t in first] + [(t + q * at) / p for t in second]
-        x, v = _panels(_stacked(lines, rho.dtype), level, rho.dtype)
+        x, v = _panels(lines, level, rho.dtype)
         at2 = at[..., None, None]
         deep = [z[..., None, None] for z in (m1, s1, p, q, m2, s2, side)]
         n1, d1, p2, q2, n2, d2, sign = deep

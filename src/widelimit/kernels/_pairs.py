@@ -1,34 +1,15 @@
 """The kernels of one pair of inputs, from the programs of the two."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..asymptotics import Engine, Side
-from ..program import TensorProgram
+from ..program import Ref
 from ..trace import Traced
-
-
-class Asked(Protocol):
-    """Lines of a program whose covariances are asked for.
-
-    Attributes:
-        program: the program of an input.
-        outputs: what is averaged over `trace_axes`, by name.
-        taps: what is averaged over its wide axis, by name.
-        gradients: the derivatives of the output at taps, by name.
-    """
-
-    @property
-    def program(self) -> TensorProgram: ...
-    @property
-    def outputs(self) -> Mapping[str, Traced]: ...
-    @property
-    def taps(self) -> Mapping[str, Traced]: ...
-    @property
-    def gradients(self) -> Mapping[str, Any]: ...
+from ._quantities import Gradient, Quantities
 
 
 class PairKernel:
@@ -44,7 +25,11 @@ class PairKernel:
     """
 
     def __init__(
-        self, first: Asked, second: Asked, trace_axes: Sequence[int], coupled: bool
+        self,
+        first: Quantities,
+        second: Quantities,
+        trace_axes: Sequence[int],
+        coupled: bool,
     ) -> None:
         self._asked = (first, second)
         self._trace_axes, self._coupled = tuple(trace_axes), coupled
@@ -95,29 +80,20 @@ class PairKernel:
         self, engine: Engine, sides: tuple[int, int], first: Traced, second: Traced
     ) -> Any:
         """The covariance of outputs."""
-        same = self._averaged(len(first.shape))
-        u, v = (
-            [a for a in range(len(t.shape)) if a not in same] for t in (first, second)
-        )
-        shape = [first.shape[a] for a in u] + [second.shape[a] for a in v]
-        total = jnp.zeros(shape, engine.dtype)
-        if all(o.kind != "fixed" and o.power == 0 for o in (first, second)):
-            for (p, weight), (q, _) in zip(first.refs, second.refs, strict=True):
-                k = engine.pair_array(p, q, sides, same)
-                if k is not None:
-                    mean = jnp.mean(k, axis=tuple(range(len(same))))
-                    total = total + weight * mean.astype(engine.dtype)
-        return self._by_input(total, len(u))
+        same = averaged(self._trace_axes, len(first.shape))
+        shapes = [_without(t.shape, same) for t in (first, second)]
+        refs: list[_Refs] = [first.refs, second.refs]
+        if any(t.kind == "fixed" or t.power != 0 for t in (first, second)):
+            refs = [(), ()]
+        total = _sum(engine, sides, refs, shapes, same, centred=True)
+        return self._by_input(total, len(shapes[0]))
 
     def _tap(
         self, engine: Engine, sides: tuple[int, int], first: Traced, second: Traced
     ) -> Any:
         """E[Z Z'] of a tap, averaged over its wide axis; zero if it vanishes."""
         same = () if first.axis is None else (first.axis,)
-        shapes = [
-            [s for a, s in enumerate(t.shape) if a not in same] for t in (first, second)
-        ]
-        total = jnp.zeros(shapes[0] + shapes[1], engine.dtype)
+        shapes = [_without(t.shape, same) for t in (first, second)]
         if first.power == 0 and first.kind == "fixed":
             values = [
                 engine.tensor_or_zeros(s, t.refs[0][0])
@@ -125,19 +101,17 @@ class PairKernel:
             ]
             values = [jnp.mean(v, axis=same) for v in values]
             total = jnp.tensordot(values[0], values[1], axes=0)
-        elif first.power == 0:
-            for (p, weight), (q, _) in zip(first.refs, second.refs, strict=True):
-                k = engine.pair_array(p, q, sides, same, centred=False)
-                if k is not None:
-                    total = total + weight * jnp.mean(k, axis=tuple(range(len(same))))
+        else:
+            refs = [t.refs if t.power == 0 else () for t in (first, second)]
+            total = _sum(engine, sides, refs, shapes, same, centred=False)
         return self._by_input(total, len(shapes[0]))
 
-    def _averaged(self, ndim: int) -> tuple[int, ...]:
-        """The axes of an output of that many axes that are averaged over."""
-        return tuple(sorted(a % ndim for a in self._trace_axes)) if ndim > 1 else ()
-
     def _gradient(
-        self, engine: Engine, sides: tuple[int, int], first: Any, second: Any
+        self,
+        engine: Engine,
+        sides: tuple[int, int],
+        first: Gradient,
+        second: Gradient,
     ) -> Any:
         """The sum over coordinates of the products of the derivatives at a tap.
 
@@ -145,27 +119,49 @@ class PairKernel:
         for either input. An output is differentiated at the tap of its own input.
         """
         lead = len(first.lead)
-        output = self._averaged(lead)
-        wide = () if first.axis is None else (lead + first.axis,)
-        shapes = [
-            [*(s for a, s in enumerate(g.lead) if a not in output)]
-            + [s for a, s in enumerate(g.shape) if a != g.axis]
-            for g in (first, second)
-        ]
-        total = jnp.zeros(shapes[0] + shapes[1], engine.dtype)
-        for (p, weight), (q, _) in zip(first.refs, second.refs, strict=True):
-            k = engine.pair_array(p, q, sides, (*output, *wide), centred=False)
-            if k is not None:
-                mean = jnp.mean(k, axis=tuple(range(len(output) + len(wide))))
-                total = total + weight * mean
-        # Either side begins with the batch axis of the output; that of the tap follows.
-        starts = (len(first.lead) - len(output), len(second.lead) - len(output))
-        half = len(shapes[0])
-        total = jnp.diagonal(total, 0, 0, starts[0])
-        total = jnp.diagonal(total, 0, half - 2, half - 2 + starts[1])
+        output = averaged(self._trace_axes, lead)
+        same = output if first.axis is None else (*output, lead + first.axis)
+        shapes = [_without((*g.lead, *g.shape), same) for g in (first, second)]
+        refs = [first.refs, second.refs]
+        total = _sum(engine, sides, refs, shapes, same, centred=False)
+        # Either side begins with the batch axis of the output; that of the tap follows
+        # the axes of the output.
+        half, start = len(shapes[0]), lead - len(output)
+        total = jnp.diagonal(total, 0, 0, start)
+        total = jnp.diagonal(total, 0, half - 2, half - 2 + start)
         total = jnp.moveaxis(total, (-2, -1), (0, half - 1))
         return self._by_input(total, half - 1)
 
     def _by_input(self, k: Any, half: int) -> Any:
         """With both batch axes first; without them where each has one entry."""
         return jnp.moveaxis(k, half, 1) if self._coupled else jnp.squeeze(k, (0, half))
+
+
+def averaged(trace_axes: Sequence[int], ndim: int) -> tuple[int, ...]:
+    """The axes of an output with `ndim` axes that a kernel is averaged over."""
+    return tuple(sorted(a % ndim for a in trace_axes)) if ndim > 1 else ()
+
+
+def _without(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
+    return [s for a, s in enumerate(shape) if a not in axes]
+
+
+_Refs = tuple[tuple[Ref, float], ...]
+
+
+def _sum(
+    engine: Engine,
+    sides: tuple[int, int],
+    refs: Sequence[_Refs],
+    shapes: Sequence[list[int]],
+    same: tuple[int, ...],
+    centred: bool,
+) -> Any:
+    """The weighted sum of covariances of lines, averaged over the axes `same`."""
+    total = jnp.zeros(shapes[0] + shapes[1], engine.dtype)
+    for (p, weight), (q, _) in zip(*refs, strict=True):
+        k = engine.pair_array(p, q, sides, same, centred)
+        if k is not None:
+            mean = jnp.mean(k, axis=tuple(range(len(same))))
+            total = total + weight * mean.astype(engine.dtype)
+    return total

@@ -39,6 +39,7 @@ from ._matrices import MatrixHandle as MatrixHandle
 from ._parse import parse as parse
 from ._program import TensorProgram as TensorProgram
 from ._program import ancestors as ancestors
+from ._program import matrix_of as matrix_of
 from ._program import operands as operands
 from ._program import type_of as type_of
 from ._ratios import check_ratios as check_ratios

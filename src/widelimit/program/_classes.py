@@ -9,10 +9,9 @@ from ._lines import (
     Nonlin,
     Readout,
     Ref,
-    Transpose,
     Vector,
 )
-from ._program import TensorProgram
+from ._program import TensorProgram, matrix_of
 
 _Node = tuple[str, Ref]
 
@@ -66,9 +65,8 @@ def _together(program: TensorProgram, ref: Ref) -> list[list[_Node]]:
     line, me = program.lines[ref], ("line", ref)
     match line:
         case MatMul():
-            matrix, rows, cols = line.matrix, "rows", "cols"
-            while isinstance(inner := program.lines[matrix], Transpose):
-                matrix, rows, cols = inner.matrix, cols, rows
+            matrix, transposed = matrix_of(program.lines, line.matrix)
+            rows, cols = ("cols", "rows") if transposed else ("rows", "cols")
             return [[me, (rows, matrix)], [("line", line.x), (cols, matrix)]]
         case LinComb() if isinstance(program.types[ref], Vector):
             return [[me, *(("line", t.x) for t in line.terms if t.x is not None)]]

@@ -111,6 +111,14 @@ def ancestors(lines: Sequence[Line], *refs: Ref) -> set[Ref]:
     return found
 
 
+def matrix_of(lines: Sequence[Line], ref: Ref) -> tuple[Ref, bool]:
+    """The MatIn line under a matrix line, and whether that is its transpose."""
+    transposed = False
+    while isinstance(line := lines[ref], Transpose):
+        ref, transposed = line.matrix, not transposed
+    return ref, transposed
+
+
 def type_of(line: Line, types: Types) -> Type:
     """The type of a line, given the types of the earlier ones.
 

@@ -362,32 +362,33 @@ def _normal(tracer: Tracer, name: str, p: Normal) -> Value | MatrixValue:
             name, tuple((i, None) for i in range(len(shape))), scale=scale
         )
         return MatrixValue(shape, (term,), layouts, power)
-    if not wide:
-        out = tuple(int(s) for s in shape if isinstance(s, int))
-        ref = tracer.emit.emit(VecIn(name=name, shape=out, dim=None, std=std))
-        tracer.is_parameter(name, ref)
-        return _scaled(
-            Value(shape, "output", (Linear.of(ref, out),), power=power), scale
-        )
-    (axis,) = wide
-    size = shape[axis]
-    assert isinstance(size, Size)
-    layout = tracer.layout((name, axis), size)
-    bare = Value(shape, "vector", None, axis, layout, power)
-    if tracer.dry:
-        return bare
-    parts = blocks(layout)
-    leaves = []
+    value = dataclasses.replace(_input_lines(tracer, name, shape, std), power=power)
+    return _scaled(value, scale)
+
+
+def _input_lines(
+    tracer: Tracer, name: str, shape: Shape, std: float | TensorArg
+) -> Value:
+    """A parameter that is Gaussian input lines, one for each block of its wide axis."""
+    axis, layout, kind = None, None, "output"
+    for i, size in enumerate(shape):
+        if isinstance(size, Size):
+            axis, layout, kind = i, tracer.layout((name, i), size), "vector"
+    value = Value(shape, kind, None, axis, layout)
+    if value.wide and tracer.dry:
+        return value
+    parts, leaves = value.blocks(), []
     for i, block in enumerate(parts):
-        leaf = bare.leaf_shape(block)
         line = VecIn(
             name=name if len(parts) == 1 else f"{name}_{i}",
-            shape=leaf, dim=tracer.dim(block), std=std,
-        )  # fmt: skip
+            shape=value.leaf_shape(block),
+            dim=None if block is None else tracer.dim(block),
+            std=std,
+        )
         ref = tracer.emit.emit(line)
         tracer.is_parameter(name, ref)
-        leaves.append(Linear.of(ref, leaf))
-    return _scaled(dataclasses.replace(bare, leaves=tuple(leaves)), scale)
+        leaves.append(Linear.of(ref, line.shape))
+    return dataclasses.replace(value, leaves=tuple(leaves))
 
 
 def _scaled(value: Value, scale: float) -> Value:
@@ -412,7 +413,7 @@ def _constant(tracer: Tracer, name: str, p: Constant) -> Value:
             f"The constant parameter `{name}` has {len(wide)} wide axes: a fixed "
             "matrix has no limit here. Use `wl.normal`."
         )
-    if tracer.moving and not (is_concrete(p.lr) and float(p.lr) == 0.0):
+    if tracer.moving and p.is_trained:
         return _moving(tracer, name, p, shape, small)
     if is_concrete(p.value):
         value = np.broadcast_to(np.asarray(p.value, np.float64), small)
@@ -438,26 +439,15 @@ def _moving(
         if is_concrete(p.value)
         else _input(tracer, f"value:{name}", small, np.float64).leaf
     )
-    wide = [(i, s) for i, s in enumerate(shape) if isinstance(s, Size)]
-    axis, layout, kind = None, None, "output"
-    if wide:
-        axis, size = wide[0]
-        layout, kind = tracer.layout((name, axis), size), "vector"
-    value = Value(shape, kind, None, axis, layout)
-    if wide and tracer.dry:
-        return value
-    leaves = []
-    for i, block in enumerate(value.blocks()):
-        inner = value.leaf_shape(block)
-        dim = None if block is None else tracer.dim(block)
-        line = VecIn(
-            name=name if i == 0 else f"{name}_{i}", shape=inner, dim=dim, std=0.0
+    still = _input_lines(tracer, name, shape, 0.0)
+    leaves = still.leaves
+    if leaves is not None:
+        leaves = tuple(
+            combined([leaf, tracer.emit.linear(given, leaf.shape, "")], leaf.shape)
+            for leaf in leaves
+            if isinstance(leaf, Linear)
         )
-        ref = tracer.emit.emit(line)
-        tracer.is_parameter(name, ref)
-        mean = tracer.emit.linear(given, inner, "")
-        leaves.append(combined([Linear.of(ref, inner), mean], inner))
-    return dataclasses.replace(value, leaves=tuple(leaves))
+    return dataclasses.replace(still, leaves=leaves)
 
 
 # Results ------------------------------------------------------------------------------

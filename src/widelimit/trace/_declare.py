@@ -45,6 +45,11 @@ class Normal:
     parameterization: str | None = None
 
     @property
+    def is_trained(self) -> bool:
+        """Whether its learning rate is not zero, as far as is known."""
+        return not _is_zero(self.lr)
+
+    @property
     def fan_in_axes(self) -> tuple[int, ...]:
         """The axes whose sizes divide the variance of what the network receives."""
         if self.fan_in is not None:
@@ -67,6 +72,11 @@ class Constant:
     shape: Shape
     value: Any
     lr: Any = 1.0
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its learning rate is not zero, as far as is known."""
+        return not _is_zero(self.lr)
 
 
 def normal(
@@ -188,6 +198,10 @@ def fan_in_root(declaration: Normal, widths: Mapping[str, int]) -> float:
     """What `std` is divided by at given widths, the square root of the fan-in."""
     shape = trial_shape(declaration.shape, widths)
     return math.sqrt(math.prod(shape[axis] for axis in declaration.fan_in_axes))
+
+
+def _is_zero(rate: Any) -> bool:
+    return is_concrete(rate) and float(rate) == 0.0
 
 
 def _shape(shape: Any) -> Shape:

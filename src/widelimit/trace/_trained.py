@@ -69,10 +69,8 @@ def tangent_variance(declaration: Normal | Constant) -> tuple[Any, Fraction]:
             return lr * fan_in_root_at_base(declaration) ** 2, Fraction(0)
         case _:
             sizes = [declaration.shape[a] for a in declaration.fan_in_axes]
-            known = math.prod(s for s in sizes if isinstance(s, int))
-            return lr * known, Fraction(
-                len([s for s in sizes if not isinstance(s, int)])
-            )
+            finite = [s for s in sizes if isinstance(s, int)]
+            return lr * math.prod(finite), Fraction(len(sizes) - len(finite))
 
 
 def fan_in_root_at_base(declaration: Normal) -> float:

@@ -4,6 +4,7 @@ Every pass of the pipeline keeps the values of the lines that are kept, at every
 width. `detranspose` stands beside it: it keeps limits.
 """
 
+from ._adjoints import wide as wide
 from ._at_ratios import at_ratios as at_ratios
 from ._backprop import Backprop as Backprop
 from ._backprop import Gradients as Gradients

@@ -285,7 +285,7 @@ def _active(program: TensorProgram) -> frozenset[Ref]:
     return frozenset(found)
 
 
-def wide(program: TensorProgram, ref: Ref) -> Vector:
+def wide(program: TensorProgram | Writer, ref: Ref) -> Vector:
     """The type of a wide vector."""
     t = program.types[ref]
     assert isinstance(t, Vector)

@@ -10,7 +10,6 @@ from ..program import (
     Dim,
     LinComb,
     Map,
-    MatIn,
     MatMul,
     Matrix,
     Moment,
@@ -20,13 +19,13 @@ from ..program import (
     Tensor,
     TensorProgram,
     Term,
-    Transpose,
     VecIn,
     Vector,
     Writer,
     ancestors,
     at,
     identity_maps,
+    matrix_of,
     operands,
     verify,
 )
@@ -244,10 +243,7 @@ def _transpose(
     match adj.lines[ref]:
         case MatMul() as line:
             matmul(adj, line, dy)
-            matrix, transposed = line.matrix, False
-            while isinstance(above := adj.lines[matrix], Transpose):
-                matrix, transposed = above.matrix, not transposed
-            assert isinstance(adj.lines[matrix], MatIn)
+            matrix, transposed = matrix_of(adj.lines, line.matrix)
             uses.setdefault(matrix, []).append(MatrixUse(ref, dy, transposed))
         case LinComb() as line:
             lincomb(adj, line, dy)

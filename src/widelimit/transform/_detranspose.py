@@ -42,6 +42,7 @@ from ..program import (
     check_ratios,
     compose,
     identity_maps,
+    matrix_of,
     renumber,
 )
 from ..scalar import Arg, Const, call
@@ -115,18 +116,11 @@ class _Detransposition:
     def _line(self, ref: Ref) -> Ref:
         line = self._old.lines[ref]
         if isinstance(line, Transpose):
-            base, transposed = self._base(ref)
+            base, transposed = matrix_of(self._old.lines, ref)
             return self._transpose(base) if transposed else self._place[base]
         if isinstance(line, MatMul):
             return self._matmul(ref, line)
         return self._emit.copy(renumber(line, self._place))
-
-    def _base(self, ref: Ref) -> tuple[Ref, bool]:
-        """The matrix that an old line is made of, and whether it is transposed."""
-        transposed = False
-        while isinstance(line := self._old.lines[ref], Transpose):
-            ref, transposed = line.matrix, not transposed
-        return ref, transposed
 
     def _transpose(self, base: Ref) -> Ref:
         """The fresh matrix in the place of the transpose.
@@ -157,7 +151,7 @@ class _Detransposition:
         return self._fresh[base]
 
     def _matmul(self, old: Ref, line: MatMul) -> Ref:
-        base, transposed = self._base(line.matrix)
+        base, transposed = matrix_of(self._old.lines, line.matrix)
         product = renumber(line, self._place)
         assert isinstance(product, MatMul)
         roots = self._products.get((base, not transposed), [])
