@@ -8,7 +8,7 @@ import pytest
 
 jax.config.update("jax_enable_x64", True)
 
-OPTIMISED = ("kernels/", "test_reference.py", "test_gp4a.py")
+OPTIMISED = ("kernels/", "test_random", "test_reference.py", "test_gp4a.py")
 """Slow tests that compute for longer than they compile."""
 
 
