@@ -56,6 +56,16 @@ def attention_over_the_batch(p: Any, x: Any) -> Any:
     return readout(p, jnp.tanh(apply(p["W"], weights @ h)))
 
 
+def first_of_the_batch(p: Any, x: Any) -> Any:
+    h = hidden(p, x)
+    return readout(p, jnp.tanh(h + h[:1]))
+
+
+def last_of_the_batch(p: Any, x: Any) -> Any:
+    h = hidden(p, x)
+    return readout(p, jnp.tanh(h + h[-1:]))
+
+
 def largest_of_the_batch(p: Any, x: Any) -> Any:
     return readout(p, hidden(p, x / jnp.abs(x).max()))
 
@@ -94,6 +104,8 @@ def written_for_one_input(p: Any, x: Any) -> Any:
         data_mean,
         batch_norm,
         attention_over_the_batch,
+        first_of_the_batch,
+        last_of_the_batch,
         largest_of_the_batch,
         next_in_the_batch,
         mean_after_dropout,

@@ -22,7 +22,7 @@ from ._errors import (
 from ._jax import is_concrete
 from ._networks import Networks, diverges, is_mean, key_of, struct_of, with_rows
 from .asymptotics import Engine, Side
-from .kernels import BlockKernel, PairKernel, averaged
+from .kernels import BlockKernel, PairKernel, averaged, mean_of
 from .program import TensorProgram
 from .report import (
     Correction,
@@ -33,6 +33,9 @@ from .report import (
     formula,
 )
 from .trace import Constant, Network, Normal, path_name
+
+# A mean below this part of the deviation is rounding.
+_ROUNDING = 1e-9
 
 
 def limit(
@@ -139,6 +142,7 @@ class Limit:
         self.f, self.params, self.trace_axes = f, params, trace_axes
         self._networks = Networks(f, params, trace_axes)
         self._kernels: dict[Any, BlockKernel] = {}
+        self._means: dict[Any, Any] = {}
 
     # Kernels --------------------------------------------------------------------------
 
@@ -261,6 +265,42 @@ class Limit:
                 kernel.swap,
             )
         return self._kernels[key](shared, x1, other, progress)
+
+    def mean(self, x: Any) -> jax.Array:
+        """The mean of the Gaussian process: what the output converges to on average.
+
+        Zero for a readout with weights that stand nowhere else in the network.
+
+        Args:
+            x: N inputs.
+
+        Returns:
+            An array of the shape of the output; a wide axis has size 1. For an output
+            that converges to a constant, that constant.
+
+        Raises:
+            NoLimitError: the output diverges.
+        """
+        x = self._inputs(x, "x")
+        batch, dtype = self._networks.is_coupled(x), _dtype(x)
+        network = self._networks.limit(struct_of(x), batch)
+        if network.output.power > 0:
+            raise NoLimitError(diverges("The output", network.output))
+        if not batch:
+            self._check_data(struct_of(x), x)
+        shared, x = self._networks.shared(dtype), _cast(x, dtype)
+        key = (key_of(x if batch else with_rows(struct_of(x), 1)), batch, str(dtype))
+        if key not in self._means:
+
+            def one(shared: Any, row: Any) -> Any:
+                side = Side(network.program, {**shared, **_named(row, whole=batch)})
+                return mean_of(Engine([side], dtype=dtype), network.output)
+
+            def each(shared: Any, rows: Any) -> Any:
+                return jax.lax.map(lambda row: one(shared, row)[0], rows)
+
+            self._means[key] = jax.jit(one if batch else each)
+        return self._means[key](shared, x)
 
     def coupled(self, x: Any) -> bool:
         """Whether inputs of a batch interact; each data set is then one batch."""
@@ -459,6 +499,9 @@ class Limit:
         """
         x = self._inputs(x, "x")
         predicted = self.forward(x)
+        mean = self.mean(x)
+        if jnp.max(jnp.abs(mean)) > _ROUNDING * jnp.sqrt(jnp.max(predicted["output"])):
+            predicted["output:mean"] = mean
         if ntk:
             predicted["ntk"] = self.ntk(x)
         return finite.check(

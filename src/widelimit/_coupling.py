@@ -26,13 +26,17 @@ def coupled(f: Callable[..., Any], params: Any, x: Any) -> bool:
             # Now, even where the caller is being traced: only structure is asked.
             with jax.ensure_compile_time_eval():
                 run, theta = small_network(f, params, small_widths(params, width))
-                outs = [run(theta, _pair(first, y)) for y in (second, third)]
+                before = [run(theta, _pair(first, y)) for y in (second, third)]
+                after = [run(theta, _pair(y, first)) for y in (second, third)]
         except (TypeError, ValueError, ArithmeticError, LookupError):
             continue
-        if not all(hasattr(y, "shape") and np.ndim(y) for y in outs):
+        if not all(hasattr(y, "shape") and np.ndim(y) for y in (*before, *after)):
             return False
-        a, b = (np.asarray(y)[0] for y in outs)
-        return not np.array_equal(a, b, equal_nan=True)
+        # Whether the first output reads a later input, or the second an earlier one.
+        return not all(
+            np.array_equal(a[row], b[row], equal_nan=True)
+            for row, (a, b) in enumerate((before, after))
+        )
     # It fails at every width: the compiler will say where.
     return False
 

@@ -44,6 +44,7 @@ from .transform import (
     directional,
     linearise,
     normal_form,
+    promote,
     wide,
 )
 
@@ -82,6 +83,10 @@ class Networks:
         if key not in self._traced:
             draws = () if batch else fresh_draws(self._f, self._params, x)
             network = compile_network(self._f, self._params, one, draws, moving)
+            if network.perturbations:
+                ratios = self._ratios(network.program)
+                step = promote(network.program, network.perturbations, ratios)
+                network = network.moved(step.program, step.place)
             done = normal_form(network.program, network.needed)
             network = network.moved(done.program, done.place)
             self._check_output(network, one)

@@ -16,8 +16,6 @@ from coverage_networks import TABLE
 from coverage_table import IMAGE, SEQUENCE, Params, apply, n
 from finite_witness import both, compiled, draw, draws_bits, inputs
 from jax import Array, lax
-from reference_data import array
-from reference_networks import NETWORKS
 
 import widelimit as wl
 from widelimit.program import (
@@ -66,16 +64,6 @@ def test_every_coverage_network_agrees(name: str) -> None:
     if draws_bits(net.f, net.params, net.x):
         pytest.skip("its random bits cannot be set; see the test of dropout")
     agree(net.f, net.params, net.x)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_reference_network_agrees(name: str) -> None:
-    net = NETWORKS[name]
-    x = array(f"in/{net.data}/x1")[:2]
-    if draws_bits(net.f, net.params, x):
-        pytest.skip("its random bits cannot be set; see the test of dropout")
-    agree(net.f, net.params, x)
 
 
 def strided_convolution(p: Params, x: Array) -> Array:
@@ -299,6 +287,30 @@ def test_gaussian_terms_of_a_mixed_sum_are_one_leaf() -> None:
     )
     assert len(mixed.terms) == 2
     agree(f, params, np.random.default_rng(0).normal(size=(2, 4)))
+
+
+@pytest.mark.parametrize(
+    "readout",
+    [
+        lambda v, h: jnp.sum(h * v[:, 0], axis=-1),
+        lambda v, h: jnp.sum(2.0 * v[:, 0] * jnp.tanh(h) * h, axis=-1),
+        lambda v, h: (-v[:, 0] / (1.0 + h**2)).sum(axis=-1),
+        lambda v, h: jnp.sum(h * v[:, 0]) * jnp.ones(len(h)),
+        lambda v, h: v.sum() * jnp.ones(len(h)),
+        lambda v, h: jnp.sum(v.T * h - jnp.tanh(h) * v.T, axis=-1),
+    ],
+)
+def test_a_sum_of_products_with_a_parameter_is_a_readout(readout: Any) -> None:
+    params = {"U": wl.normal((4, n)), "v": wl.normal((n, 1))}
+
+    def f(p: Params, x: Array) -> Array:
+        return readout(p["v"], x @ p["U"]) / jnp.sqrt(n)
+
+    x = np.random.default_rng(0).normal(size=(2, 4))
+    net = wl.limit(f, params)
+    agree(f, params, x[:1])
+    assert net.check(x, widths=(64, 256), seeds=16).passed
+    assert np.asarray(net.nngp(x)).all()
 
 
 # ----------------------------------------------------------------------- golden texts

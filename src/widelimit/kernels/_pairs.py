@@ -137,6 +137,21 @@ class PairKernel:
         return jnp.moveaxis(k, half, 1) if self._coupled else jnp.squeeze(k, (0, half))
 
 
+def mean_of(engine: Engine, output: Traced) -> Any:
+    """The mean of an output, of its traced shape; zero where it vanishes."""
+    total = jnp.zeros(output.shape, engine.dtype)
+    for ref, weight in output.refs if output.power == 0 else ():
+        if output.kind == "fixed":
+            mean = engine.tensor_or_zeros(0, ref)
+        else:
+            mean = engine.mean_array(ref)
+        if mean is not None and output.axis is not None:
+            mean = jnp.mean(mean, axis=output.axis, keepdims=True)
+        if mean is not None:
+            total = total + weight * mean.astype(engine.dtype)
+    return total
+
+
 def averaged(trace_axes: Sequence[int], ndim: int) -> tuple[int, ...]:
     """The axes of an output with `ndim` axes that a kernel is averaged over."""
     return tuple(sorted(a % ndim for a in trace_axes)) if ndim > 1 else ()

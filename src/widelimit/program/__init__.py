@@ -37,6 +37,8 @@ from ._lines import compose as compose
 from ._lines import identity_maps as identity_maps
 from ._matrices import MatrixHandle as MatrixHandle
 from ._parse import parse as parse
+from ._perturbation import Part as Part
+from ._perturbation import Perturbation as Perturbation
 from ._program import TensorProgram as TensorProgram
 from ._program import ancestors as ancestors
 from ._program import matrix_of as matrix_of

@@ -14,7 +14,7 @@ import numpy as np
 
 from .._errors import InputError, ShapeMismatchError, UnsupportedError, WidelimitError
 from .._jax import Graph, is_concrete, trace
-from ..program import Input, Map, Ref, TensorArg, TensorProgram, VecIn
+from ..program import Input, Map, Perturbation, Ref, TensorArg, TensorProgram, VecIn
 from . import _control, _conv, _dot, _elementwise, _move, _reduce  # noqa: F401 - rules
 from ._align import align
 from ._declare import Constant, Normal, dims_of, trial_shape, widths_are, widths_in
@@ -77,6 +77,7 @@ class Network:
         checks: ranges that data must keep.
         parameters: the input lines that a parameter is, by name; one for each pair of
             blocks of its wide axes.
+        perturbations: the terms of order n^-1/2 that may count in the output.
     """
 
     program: TensorProgram
@@ -85,6 +86,7 @@ class Network:
     notes: tuple[str, ...]
     checks: tuple[Check, ...]
     parameters: Mapping[str, tuple[Ref, ...]]
+    perturbations: tuple[Perturbation, ...] = ()
 
     @property
     def needed(self) -> tuple[Ref, ...]:
@@ -475,7 +477,8 @@ def _network(tracer: Tracer, out: Any) -> Network:
     )
     notes, checks = tuple(tracer.notes), tuple(tracer.checks)
     parameters = {name: tuple(refs) for name, refs in tracer.parameters.items()}
-    return Network(program, traced[0], taps, notes, checks, parameters)
+    perturbations = tuple(tracer.perturbations.values())
+    return Network(program, traced[0], taps, notes, checks, parameters, perturbations)
 
 
 def _traced(tracer: Tracer, v: Value) -> Traced:

@@ -397,9 +397,9 @@ def inner_product(
         assert block is not None
         if is_zero(a) or is_zero(b):
             continue
-        readout = _readout(tr, block, x, a, y, b, letters)
-        if readout is not None:
-            readouts.append(readout)
+        part = readout(tr, block, x, a, y, b, letters)
+        if part is not None:
+            readouts.append(part)
         else:
             moments.append(_moment(tr, block, x, a, y, b, letters))
     power = x.power + y.power
@@ -433,7 +433,7 @@ def _with_copies(
     return tuple(copies if i == x.axis else m for i, m in enumerate(maps))
 
 
-def _readout(
+def readout(
     tr: Tracer, block: Block, x: Value, a: Leaf, y: Value, b: Leaf, letters: Letters
 ) -> Linear | None:
     """The contraction as a readout, where one side is a fresh parameter."""
@@ -442,33 +442,48 @@ def _readout(
         (x, a, letters.lhs, y, b, letters.rhs),
     )
     for value, leaf, maps, other_value, other, other_maps in candidates:
-        if not isinstance(leaf, Linear) or len(leaf.terms) != 1:
-            continue
-        (term,) = leaf.terms
-        if term.x is None or term.tensors or term.sums:
-            continue
-        line = tr.emit.lines[term.x]
-        if not isinstance(line, VecIn) or line.mean != 0.0 or line.std == 0.0:
+        weights = _weights(tr, leaf)
+        if not weights:
             continue
         h = tr.emit.ref(other, other_value.leaf_shape(block), tr.where, tr.dim(block))
-        if term.x in ancestors(tr.emit.lines, h):
+        if weights[0].x in ancestors(tr.emit.lines, h):
             continue
-        full = _with_copies(letters, block, value, maps)
-        sums = letters.sums + ((block.count,) if block.count > 1 else ())
-        h_maps = list(_with_copies(letters, block, other_value, other_maps))
-        v_letters, sums = _plain_letters(
-            [compose(m, full) for m in term.maps], line.shape, letters.out, sums, h_maps
-        )
-        ref = tr.emit.emit(
-            Readout(
-                name="", v=term.x, letters=v_letters, x=h, maps=tuple(h_maps),
-                shape=letters.out, sums=sums, source=tr.where,
-            )
-        )  # fmt: skip
-        scale = term.scale * tr.dim(block).ratio(tr.ratios) ** 0.5
-        out = Linear.of(ref, letters.out)
-        return Linear((dataclasses.replace(out.terms[0], scale=scale),), letters.out)
+        found = []
+        for term in weights:
+            assert term.x is not None
+            full = _with_copies(letters, block, value, maps)
+            sums = letters.sums + ((block.count,) if block.count > 1 else ())
+            h_maps = list(_with_copies(letters, block, other_value, other_maps))
+            index = [compose(m, full) for m in term.maps]
+            shape = tr.emit.types[term.x].shape
+            v_letters, sums = _plain_letters(index, shape, letters.out, sums, h_maps)
+            ref = tr.emit.emit(
+                Readout(
+                    name="", v=term.x, letters=v_letters, x=h, maps=tuple(h_maps),
+                    shape=letters.out, sums=sums, source=tr.where,
+                )
+            )  # fmt: skip
+            scale = term.scale * tr.dim(block).ratio(tr.ratios) ** 0.5
+            found.append(Linear.of(ref, letters.out, scale))
+        return combined(found, letters.out)
     return None
+
+
+def _weights(tr: Tracer, leaf: Leaf) -> list[Term]:
+    """The terms of readout weights: a fresh parameter, then what perturbs it."""
+    if not isinstance(leaf, Linear):
+        return []
+    fresh, perturbed = [], []
+    for t in leaf.terms:
+        line = None if t.x is None or t.tensors or t.sums else tr.emit.lines[t.x]
+        if not isinstance(line, VecIn):
+            return []
+        if t.x in tr.perturbations:
+            perturbed.append(t)
+        elif line.mean == 0.0 and line.std != 0.0:
+            fresh.append(t)
+    lonely = len(fresh) == 1 and len(fresh) + len(perturbed) == len(leaf.terms)
+    return fresh + perturbed if lonely else []
 
 
 def _plain_letters(

@@ -437,6 +437,8 @@ def _dropped(tr: Tracer, v: Value, top: Fraction) -> Value:
     tr.note(f"A term of order n^{v.power} was dropped beside one of order n^{top}")
     if v.leaves is None:
         return v
+    if v.kind == "vector" and top - v.power == Fraction(1, 2):
+        return tr.perturbation(v, top)
     zeros = tuple(Known(np.zeros(v.leaf_shape(b))) for b in v.blocks())
     return dataclasses.replace(v, kind="fixed", leaves=zeros, power=top)
 

@@ -1,21 +1,32 @@
 """Reductions over index axes and over the width, and cumulative sums."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from .. import scalar
 from .._jax import Equation
-from ..program import AxisMap, Ref, Term
-from ._contract import mean_over_width, total
+from ..program import AxisMap, LinComb, Nonlin, Ref, Term, canonical
+from ..scalar import Const
+from ._contract import HALF, Letters, mean_over_width, readout, total
 from ._elementwise import folded
 from ._fixed import on_tensors
-from ._sizes import finite_shape
+from ._sizes import finite, finite_shape
 from ._tracer import Tracer, rule
-from ._values import Data, Known, Leaf, Linear, MatrixValue, Value, leaf_shape
-from ._views import view
+from ._values import (
+    Data,
+    Known,
+    Leaf,
+    Linear,
+    MatrixValue,
+    Pending,
+    Value,
+    leaf_shape,
+)
+from ._views import combined, view
 
 
 @rule("sums and means over index axes and over the width", "reduce_sum")
@@ -27,6 +38,10 @@ def reduce_sum(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
         raise tr.refuse("The entries of a matrix are summed")
     if not x.wide and x.kind == "fixed":
         return on_tensors(tr, e, ins, x.power)
+    if x.axis in axes and not tr.dry:
+        readout = _readout(tr, x, axes)
+        if readout is not None:
+            return [readout]
     index_axes = tuple(a for a in axes if a != x.axis)
     if index_axes:
         x = _over_index(tr, x, index_axes)
@@ -66,6 +81,72 @@ def _over_index(tr: Tracer, x: Value, axes: tuple[int, ...]) -> Value:
         line = Linear.of(tr.emit.ref(leaf, before, tr.where), before)
         leaves.append(view(tr, line, maps, out, sums))
     return dataclasses.replace(x, shape=shape, leaves=tuple(leaves), axis=axis)
+
+
+def _readout(tr: Tracer, x: Value, axes: tuple[int, ...]) -> Value | None:
+    """A sum over the width of g(h..) v, v a fresh parameter: a readout."""
+    kept = [a for a in range(len(x.shape)) if a not in axes]
+    index = [a for a in axes if a != x.axis]
+    shape = finite_shape([x.shape[a] for a in kept])
+    sums = finite_shape([x.shape[a] for a in index])
+    places = {a: i for i, a in enumerate((*kept, *index))}
+    maps = tuple(
+        AxisMap.identity(places[a], finite(s))
+        if a in places
+        else AxisMap((), np.asarray(0))
+        for a, s in enumerate(x.shape)
+    )
+    letters, found = Letters(maps, maps, shape, sums), []
+    for block, leaf in zip(x.blocks(), x.leaves or (), strict=True):
+        assert block is not None
+        leaf_size = x.leaf_shape(block)
+        for term in _summands(leaf):
+            for weights, h in _factors(tr, term, leaf_size):
+                part = readout(tr, block, x, weights, x, h, letters)
+                if part is not None:
+                    found.append(part)
+                    break
+            else:
+                return None
+    power = x.power + HALF
+    return Value(shape, "output", (combined(found, shape),), power=power)
+
+
+def _summands(leaf: Leaf) -> list[Leaf]:
+    if not isinstance(leaf, Linear):
+        return [leaf]
+    return [Linear((t,), leaf.shape) for t in leaf.terms]
+
+
+def _factors(
+    tr: Tracer, leaf: Leaf, shape: tuple[int, ...]
+) -> Iterator[tuple[Linear, Leaf]]:
+    """The ways to read a leaf as g(h..) v, with v an input line."""
+    if isinstance(leaf, Linear):
+        yield leaf, Known(np.ones(shape))
+        (term,) = leaf.terms
+        line = None if term.x is None else tr.emit.lines[term.x]
+        plain = not term.tensors and not term.sums and tr.emit.is_line(term, shape)
+        if not isinstance(line, Nonlin) or not plain:
+            return
+        fn = scalar.call("mul", Const(term.scale), line.fn)
+        leaf = Pending(fn, line.xs, line.tensors, shape)
+    if not isinstance(leaf, Pending):
+        return
+    for i, v in enumerate(leaf.xs):
+        g = scalar.linear_factor(leaf.fn, i)
+        if g is not None and len(leaf.xs) > 1:
+            fn, xs, tensors = canonical(g, leaf.xs, leaf.tensors)
+            others = Pending(fn, tuple(xs), tuple(tensors), shape)
+            yield _input_of(tr, v, shape), others
+
+
+def _input_of(tr: Tracer, v: Ref, shape: tuple[int, ...]) -> Linear:
+    """A line, as the view of another that it may be."""
+    line = tr.emit.lines[v]
+    if isinstance(line, LinComb):
+        return Linear(line.terms, shape)
+    return Linear.of(v, shape)
 
 
 def _over_width(tr: Tracer, x: Value) -> Value:

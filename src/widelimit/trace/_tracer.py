@@ -14,7 +14,7 @@ import numpy as np
 from .. import scalar
 from .._errors import NoLimitError, UnsupportedError
 from .._jax import Equation, Graph, Literal, Var
-from ..program import Ref, TensorArg
+from ..program import Part, Perturbation, Ref, TensorArg, VecIn
 from ..scalar import Expr
 from ._align import Constant as Captured
 from ._emit import Emitter
@@ -113,6 +113,7 @@ class Tracer:
         self.orientation: dict[str, tuple[int, int]] = {}
         self.taps: list[tuple[str, Any]] = []
         self.notes: list[str] = []
+        self.perturbations: dict[Ref, Perturbation] = {}
         self.checks: list[Check] = []
         self.per_example, self.moving = tuple(per_example), moving
         self.draws = 0
@@ -302,6 +303,22 @@ class Tracer:
             dim = None if block is None else self.dim(block)
             leaves.append(Linear.of(self.emit.ref(leaf, shape, self.where, dim), shape))
         return dataclasses.replace(value, leaves=tuple(leaves))
+
+    # Orders ---------------------------------------------------------------------------
+
+    def perturbation(self, value: Value, power: Fraction) -> Value:
+        """A vector of order n^(power - 1/2), as it stands beside one of n^power."""
+        assert value.leaves is not None
+        leaves = []
+        for block, leaf in zip(value.blocks(), value.leaves, strict=True):
+            assert block is not None
+            shape, dim = value.leaf_shape(block), self.dim(block)
+            ref = self.emit.ref(leaf, shape, self.where, dim)
+            name = f"perturbation{len(self.perturbations)}"
+            at = self.emit.emit(VecIn(name=name, shape=shape, dim=dim, std=0.0))
+            self.perturbations[at] = Perturbation(at, (Part(ref),), self.where)
+            leaves.append(Linear.of(at, shape))
+        return dataclasses.replace(value, leaves=tuple(leaves), power=power)
 
     # Parameters -----------------------------------------------------------------------
 

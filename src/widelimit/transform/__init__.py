@@ -20,3 +20,4 @@ from ._merge_equal import merge_equal as merge_equal
 from ._pipeline import STAGES as STAGES
 from ._pipeline import Rewritten as Rewritten
 from ._pipeline import normal_form as normal_form
+from ._promote import promote as promote
