@@ -23,6 +23,7 @@ from ._sizes import Shape, Size, Solver, trials
 from ._tracer import Check, MatrixSource, Tracer
 from ._values import (
     Data,
+    Deferred,
     Known,
     Leaf,
     Linear,
@@ -456,6 +457,8 @@ def _moving(
 
 
 def _network(tracer: Tracer, out: Any) -> Network:
+    if isinstance(out, Deferred):
+        raise UnsupportedError(f"{out.reason} as the output.")
     if not isinstance(out, Value):
         raise UnsupportedError(f"The network returns a {out.kind}, which has no limit.")
     tracer.where = ""

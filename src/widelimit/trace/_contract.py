@@ -511,18 +511,6 @@ def _plain_letters(
     return tuple(letters), tuple(sizes)
 
 
-def sources(tr: Tracer, x: Value) -> list[str]:
-    """The names of the random lines that a finite random array comes from."""
-    found: set[str] = set()
-    for leaf in x.leaves or ():
-        for term in leaf.terms if isinstance(leaf, Linear) else ():
-            for r in ancestors(tr.emit.lines, term.x) if term.x is not None else ():
-                line = tr.emit.lines[r]
-                if isinstance(line, VecIn):
-                    found.add(f"`{line.name}`")
-    return sorted(found)
-
-
 def _moment(
     tr: Tracer, block: Block, x: Value, a: Leaf, y: Value, b: Leaf, letters: Letters
 ) -> Ref:

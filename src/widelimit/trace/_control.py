@@ -13,8 +13,8 @@ from ._fixed import on_tensors
 from ._layout import blocks
 from ._move import stack
 from ._sizes import Size
-from ._tracer import RULES, Tracer, rule, wide_axis
-from ._values import Key, Known, Linear, MatrixValue, Value
+from ._tracer import Tracer, rule, wide_axis
+from ._values import Deferred, Key, Known, Linear, MatrixValue, Value
 
 
 @rule("scan, and fori_loop of a static length: unrolled", "scan")
@@ -60,10 +60,10 @@ def _at(tr: Tracer, x: Any, t: int) -> Any:
     }
     dtype = getattr(x, "dtype", np.dtype("float64"))
     row = _equation("slice", lax.slice_p, params, (1, *x.shape[1:]), dtype)
-    (part,) = RULES["slice"].apply(tr, row, [x])
+    (part,) = tr.apply(row, [x])
     squeezed = {"dimensions": (0,)}
     rest = _equation("squeeze", lax.squeeze_p, squeezed, tuple(x.shape[1:]), dtype)
-    return RULES["squeeze"].apply(tr, rest, [part])[0]
+    return tr.apply(rest, [part])[0]
 
 
 def _equation(
@@ -77,7 +77,7 @@ def _stack(tr: Tracer, rows: Sequence[Any], out: Any) -> Any:
         raise tr.refuse("A loop of no steps")
     if isinstance(rows[0], Key):
         return Key(out.shape)
-    if isinstance(rows[0], MatrixValue):
+    if isinstance(rows[0], Deferred | MatrixValue):
         raise tr.refuse("Matrices are stacked by a loop")
     return stack(tr, rows, 0, out.shape)
 
@@ -104,7 +104,7 @@ def _stack_taps(tr: Tracer, before: int, length: int, reverse: bool) -> None:
         e = _equation(
             "transpose", lax.transpose_p, {"permutation": order}, turned, value.dtype
         )
-        (value,) = RULES["transpose"].apply(tr, e, [value])
+        (value,) = tr.apply(e, [value])
         tr.taps.append((name, tr.written(value)))
 
 

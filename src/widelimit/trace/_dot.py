@@ -13,8 +13,8 @@ from ._contract import (
     inner_product,
     matrix_times,
     products,
-    sources,
 )
+from ._deferred import dot_labels, finished, outer, product, random_multiple
 from ._fixed import on_tensors
 from ._sizes import Size
 from ._tracer import Tracer, rule, wide_axis
@@ -32,6 +32,8 @@ def dot_general(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     shape = e.outputs[0].shape
     axis = wide_axis(shape)
     letters, sums_of = _letters(lhs, rhs, e.params["dimension_numbers"], shape, axis)
+    if isinstance(lhs, MatrixValue) and isinstance(rhs, MatrixValue):
+        return [outer(tr, e, lhs, rhs)]
     if isinstance(lhs, MatrixValue) or isinstance(rhs, MatrixValue):
         return [_matrix(tr, e, lhs, rhs, sums_of, axis)]
     if lhs.kind == "output" and rhs.kind == "output":
@@ -40,6 +42,8 @@ def dot_general(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
         if lhs.kind == rhs.kind == "fixed":
             return on_tensors(tr, e, [lhs, rhs], lhs.power + rhs.power)
         return [_with_data(tr, lhs, rhs, letters, shape, None)]
+    if "output" in (lhs.kind, rhs.kind):
+        return [_random_multiple(tr, e, lhs, rhs)]
     if lhs.wide and rhs.wide:
         pair = (lhs.axis, rhs.axis)
         if pair in zip(contract_l, contract_r, strict=True):
@@ -47,10 +51,7 @@ def dot_general(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
         if pair in zip(batch_l, batch_r, strict=True):
             assert axis is not None
             return [products(tr, lhs, rhs, letters, shape, axis)]
-        raise tr.refuse(
-            "An outer product of two wide vectors makes a matrix; products of such "
-            "matrices are not covered. The `dot_general`"
-        )
+        return [outer(tr, e, lhs, rhs)]
     return [_with_data(tr, lhs, rhs, letters, shape, axis)]
 
 
@@ -61,14 +62,16 @@ def _with_data(
     if vector is lhs:
         lhs, rhs = rhs, lhs
         letters = dataclasses.replace(letters, lhs=letters.rhs, rhs=letters.lhs)
-    if lhs.kind == "output":
-        raise tr.refuse(
-            f"A finite random array ({', '.join(sources(tr, lhs))}) multiplies a wide "
-            "vector: given that array the limit exists, but it is random itself. "
-            "Parameters of finite shape may only enter the output linearly; give them "
-            "a width. The `dot_general`"
-        )
     return data_times(tr, lhs, rhs, letters, shape, axis)
+
+
+def _random_multiple(tr: Tracer, e: Equation, lhs: Value, rhs: Value) -> Any:
+    """A finite random array times a wide vector."""
+    labels = dot_labels(e, lhs, rhs)
+    shape = e.outputs[0].shape
+    x = lhs if lhs.kind == "output" else rhs
+    one = product(lhs, labels[0], rhs, labels[1], shape, random_multiple(tr, x))
+    return finished(tr, one)
 
 
 def _letters(
@@ -126,10 +129,6 @@ def _matrix(
     else:
         m, x, maps_m, maps_x = rhs, lhs, letters["rhs"], letters["lhs"]
         pairs = [(b, a) for a, b in pairs]
-    if isinstance(x, MatrixValue):
-        raise tr.refuse(
-            "A product of two matrices; apply them to the vector one by one. The call"
-        )
     met = [(a, b) for a, b in pairs if a in m.layouts]
     if len(met) != 1 or not x.wide or met[0][1] != x.axis or axis is None:
         raise tr.refuse(

@@ -16,6 +16,7 @@ from jax import lax
 from .._errors import UnsupportedError
 from .._jax import Equation, Var, fold
 from ..program import AxisMap, TensorArg, Term
+from ._deferred import random_multiple, repeated
 from ._fixed import narrowed
 from ._layout import Axis, Major, Minor, Row, blocks, resolve, size_of
 from ._sizes import Extent, Shape, Size, finite, finite_shape, shape_text
@@ -162,12 +163,12 @@ def _broadcast(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     if not wide:
         return move(tr, e, [x], None, None)
     if len(wide) > 1:
-        raise tr.refuse("A constant is broadcast along two wide axes")
+        return [repeated(tr, e, x, "A constant is broadcast along two wide axes")]
     (axis,) = wide
     size = shape[axis]
     assert isinstance(size, Size)
     if x.kind != "fixed":
-        raise tr.refuse("A finite random output is broadcast along a wide axis")
+        return [repeated(tr, e, x, random_multiple(tr, x))]
     layout = tr.fresh(size)
     leaves = (
         None

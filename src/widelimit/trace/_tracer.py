@@ -23,10 +23,12 @@ from ._layout import Atom, Axis, Block, Unifier, blocks
 from ._sizes import Extent, Scaled, Shape, Size
 from ._tap import TAP_PREFIX
 from ._values import (
+    Deferred,
     Key,
     Known,
     Leaf,
     Linear,
+    MatrixValue,
     Pending,
     Value,
     known,
@@ -34,6 +36,9 @@ from ._values import (
 )
 
 RuleFn = Callable[["Tracer", Equation, list[Any]], list[Any]]
+
+LOOPS = ("scan", "cond")
+"""Primitives that run graphs on whatever they are given."""
 
 # A pending function used in several places is written as a line beyond this size.
 _SMALL = 24
@@ -54,6 +59,9 @@ class Rule:
 
 RULES: dict[str, Rule] = {}
 """JAX primitive -> rule: one of the two open registries of widelimit."""
+
+DEFERRED: dict[str, RuleFn] = {}
+"""The rules for operands that no line holds; see `_deferred`."""
 
 
 def rule(summary: str, *names: str) -> Callable[[RuleFn], RuleFn]:
@@ -118,7 +126,10 @@ class Tracer:
         self.per_example, self.moving = tuple(per_example), moving
         self.draws = 0
         self._layouts = layouts
+        # Where a layout is made names it: what is deferred differs between the runs.
+        self._place: tuple[int, ...] = ()
         self._anonymous = 0
+        self._entered: dict[tuple[int, ...], int] = {}
 
     def is_parameter(self, name: str, ref: Ref) -> None:
         """State that an input line is (a part of) a parameter."""
@@ -138,7 +149,7 @@ class Tracer:
     def fresh(self, size: Size) -> Axis:
         """A layout for an axis made on the way, such as that of zeros."""
         self._anonymous += 1
-        return self.layout(("fresh", self._anonymous), size)
+        return self.layout(("fresh", self._place, self._anonymous), size)
 
     def unify(self, x: Axis, y: Axis) -> None:
         """State that two axes are laid out alike."""
@@ -175,41 +186,69 @@ class Tracer:
 
     # Running --------------------------------------------------------------------------
 
-    def run(self, graph: Graph, args: Sequence[Any]) -> list[Any]:
-        """Interpret a graph on values."""
+    def run(
+        self, graph: Graph, args: Sequence[Any], wanted: Sequence[bool] | None = None
+    ) -> list[Any]:
+        """Interpret a graph on values.
+
+        Args:
+            graph: the graph.
+            args: the values of its inputs.
+            wanted: which outputs are asked for, all if None; others are None.
+        """
         uses = _uses(graph)
         env: dict[Var, Any] = {}
         for var, value in zip(graph.inputs, args, strict=True):
             env[var] = self._shared(value, uses.get(var, 0))
+        around, count = self._place, self._anonymous
+        self._entered[around] = self._entered.get(around, 0) + 1
+        self._place, self._anonymous = (*around, self._entered[around]), 0
+        here = self._place
         for var, value in graph.constants:
             env[var] = self.captured(value)
-        for equation in graph.equations:
+        live, needed = _live(graph, wanted)
+        for number, equation in enumerate(graph.equations):
+            if equation not in live:
+                continue
+            self._place, self._anonymous = (*here, number), 0
             outer, self.where = self.where, equation.source or self.where
             ins = [self._read(a, env) for a in equation.inputs]
-            outs = self._apply(equation, ins)
+            outs = self.apply(equation, ins, [v in needed for v in equation.outputs])
             if self.dry:
                 # Orders mean nothing before lines are written.
                 outs = [
-                    o
-                    if isinstance(o, Key)
-                    else dataclasses.replace(o, power=Fraction(0))
+                    dataclasses.replace(o, power=Fraction(0))
+                    if isinstance(o, Value | MatrixValue)
+                    else o
                     for o in outs
                 ]
             for var, value in zip(equation.outputs, outs, strict=True):
                 env[var] = self._shared(value, uses.get(var, 0))
             self.where = outer
-        return [self._read(a, env) for a in graph.outputs]
+        self._place, self._anonymous = around, count
+        return [
+            self._read(a, env) if wanted is None or wanted[i] else None
+            for i, a in enumerate(graph.outputs)
+        ]
 
-    def _apply(self, equation: Equation, ins: list[Any]) -> list[Any]:
+    def apply(
+        self, equation: Equation, ins: list[Any], wanted: Sequence[bool] | None = None
+    ) -> list[Any]:
+        """The results of one equation on values; None for some that are not wanted."""
         name = equation.name
         if name in scalar.CALLS:
             inner = equation.params[scalar.CALLS[name]]
             label = str(equation.params.get("name", ""))
             if label.startswith(TAP_PREFIX):
                 return [self._tap(label.removeprefix(TAP_PREFIX), ins[0])]
-            return self.run(inner, ins)
+            return self.run(inner, ins, wanted)
         if name != "random_bits" and any(isinstance(v, Key) for v in ins):
             return [Key(o.shape) for o in equation.outputs]
+        deferred = [v for v in ins if isinstance(v, Deferred)]
+        if deferred and name not in LOOPS:
+            if name not in DEFERRED:
+                raise self.refuse(deferred[0].reason)
+            return DEFERRED[name](self, equation, ins)
         if name not in RULES:
             plain = all(
                 isinstance(v, Value) and v.kind == "fixed" and not v.wide for v in ins
@@ -283,6 +322,8 @@ class Tracer:
         return dataclasses.replace(value, leaves=tuple(leaves))
 
     def _tap(self, name: str, value: Any) -> Any:
+        if isinstance(value, Deferred):
+            raise self.refuse(value.reason)
         if (
             isinstance(value, Value)
             and value.leaves is not None
@@ -309,16 +350,24 @@ class Tracer:
     def perturbation(self, value: Value, power: Fraction) -> Value:
         """A vector of order n^(power - 1/2), as it stands beside one of n^power."""
         assert value.leaves is not None
-        leaves = []
+        parts = []
         for block, leaf in zip(value.blocks(), value.leaves, strict=True):
             assert block is not None
             shape, dim = value.leaf_shape(block), self.dim(block)
-            ref = self.emit.ref(leaf, shape, self.where, dim)
-            name = f"perturbation{len(self.perturbations)}"
-            at = self.emit.emit(VecIn(name=name, shape=shape, dim=dim, std=0.0))
-            self.perturbations[at] = Perturbation(at, (Part(ref),), self.where)
+            parts.append((Part(self.emit.ref(leaf, shape, self.where, dim)),))
+        return dataclasses.replace(self.perturbed(value, parts), power=power)
+
+    def perturbed(self, value: Value, parts: Sequence[tuple[Part, ...]]) -> Value:
+        """What stands for a perturbation of a vector, given for every block of it."""
+        leaves = []
+        for block, sums in zip(value.blocks(), parts, strict=True):
+            assert block is not None
+            shape, name = value.leaf_shape(block), f"perturbation{len(self.emit.lines)}"
+            line = VecIn(name=name, shape=shape, dim=self.dim(block), std=0.0)
+            at = self.emit.emit(line)
+            self.perturbations[at] = Perturbation(at, sums, self.where)
             leaves.append(Linear.of(at, shape))
-        return dataclasses.replace(value, leaves=tuple(leaves), power=power)
+        return dataclasses.replace(value, leaves=tuple(leaves))
 
     # Parameters -----------------------------------------------------------------------
 
@@ -361,6 +410,24 @@ def _uses(graph: Graph) -> dict[Any, int]:
         if isinstance(a, Var):
             counts[a] = counts.get(a, 0) + 1
     return counts
+
+
+def _live(graph: Graph, wanted: Sequence[bool] | None) -> tuple[set[Any], set[Any]]:
+    """The equations that something asks for, and the variables that they need."""
+    needed = {a for i, a in enumerate(graph.outputs) if wanted is None or wanted[i]}
+    live = set()
+    for e in reversed(graph.equations):
+        if not needed.isdisjoint(e.outputs) or _leaves_a_mark(e):
+            live.add(e)
+            needed.update(e.inputs)
+    return live, needed
+
+
+def _leaves_a_mark(e: Equation) -> bool:
+    """Whether it taps a value, or draws random numbers, which are counted."""
+    if str(e.params.get("name", "")).startswith(TAP_PREFIX) or e.name == "random_bits":
+        return True
+    return any(_leaves_a_mark(inner) for graph in e.graphs for inner in graph.equations)
 
 
 def _nodes(expr: Expr) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from ..program import Ref, TensorArg, Term, identity_maps
 from ..scalar import Expr
 from ._layout import Axis, Block, blocks
-from ._sizes import Extent, Shape
+from ._sizes import Extent, Shape, Size
 
 _FLOAT = np.dtype("float64")
 
@@ -144,6 +144,48 @@ class MatrixValue:
     def kind(self) -> str:
         """For error messages."""
         return "matrix"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Factor:
+    """One value of a product.
+
+    Attributes:
+        value: a `Value` or a `MatrixValue`.
+        labels: one for every axis, as in `einsum`.
+    """
+
+    value: Any
+    labels: tuple[int, ...]
+
+    @property
+    def wide(self) -> list[int]:
+        """The labels of the wide axes."""
+        pairs = zip(self.labels, self.value.shape, strict=True)
+        return [a for a, s in pairs if isinstance(s, Size)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Deferred:
+    """A sum of products of values that no line holds.
+
+    Attributes:
+        shape: its shape, in widths.
+        terms: the factors of every product. Labels below the number of axes are those
+            axes; a product is summed over the others, and constant along an axis that
+            none of its factors has.
+        reason: what is wrong with it where a line is needed, and where it was made.
+    """
+
+    shape: Shape
+    terms: tuple[tuple[Factor, ...], ...]
+    reason: str
+    dtype: Any = _FLOAT
+
+    @property
+    def kind(self) -> str:
+        """For error messages."""
+        return "product that is not contracted"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

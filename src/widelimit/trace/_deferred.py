@@ -1,0 +1,524 @@
+"""Products that no line of a program holds, kept until they meet what they lack.
+
+The gradient of a matrix is an outer product of wide vectors; the gradient of a squared
+loss multiplies a wide vector with a finite random output. Neither is a line. But the
+matrix times a vector is a vector again, and the inner product with the readout's
+weights an output. So such an array is a sum of products of values, written as `einsum`
+would with a label for every axis; whatever is linear moves labels, and a contraction
+is made as soon as both of its sides are there.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from .._jax import Equation, Var, trace
+from ..program import Part, VecIn, ancestors
+from ._sizes import Shape, Size, finite, shape_text
+from ._tracer import DEFERRED, RuleFn, Tracer
+from ._values import Deferred, Factor, Linear, MatrixValue, Value, known
+
+HALF = Fraction(1, 2)
+
+
+def _rule(*names: str) -> Any:
+    def register(f: RuleFn) -> RuleFn:
+        DEFERRED.update(dict.fromkeys(names, f))
+        return f
+
+    return register
+
+
+def product(
+    x: Any,
+    labels_x: Sequence[int],
+    y: Any,
+    labels_y: Sequence[int],
+    shape: Shape,
+    reason: str,
+) -> Deferred:
+    """Two values multiplied; what their labels share and the result lacks is summed."""
+    terms = []
+    for s in _terms(x):
+        for t in _terms(y):
+            first = _renamed(s, len(x.shape), labels_x, len(shape))
+            taken = max([len(shape), *(a + 1 for f in first for a in f.labels)])
+            taken = max([taken, *(a + 1 for a in (*labels_x, *labels_y))])
+            terms.append((*first, *_renamed(t, len(y.shape), labels_y, taken)))
+    return Deferred(shape, tuple(terms), reason)
+
+
+def _terms(x: Any) -> tuple[tuple[Factor, ...], ...]:
+    if isinstance(x, Deferred):
+        return x.terms
+    return ((Factor(x, tuple(range(len(x.shape)))),),)
+
+
+def _renamed(
+    term: Iterable[Factor], ndim: int, labels: Sequence[int], free: int
+) -> tuple[Factor, ...]:
+    """The factors where axis i has another label; summed labels from `free` on."""
+    free = max([free, *(a + 1 for a in labels)])
+    found: dict[int, int] = dict(enumerate(labels))
+    out = []
+    for f in term:
+        for a in f.labels:
+            if a >= ndim and a not in found:
+                found[a] = free
+                free += 1
+        out.append(Factor(f.value, tuple(found[a] for a in f.labels)))
+    return tuple(out)
+
+
+# Contractions -------------------------------------------------------------------------
+
+
+def finished(tr: Tracer, x: Deferred) -> Any:
+    """The value, as far as lines can hold it."""
+    values: list[Any] = []
+    matrices: list[tuple[Factor, ...]] = []
+    rest: list[tuple[Factor, ...]] = []
+    for given in x.terms:
+        term = _simplified(tr, list(given), len(x.shape))
+        if any(_is_zero(f.value) for f in term):
+            continue
+        value = _collapsed(tr, term, x.shape)
+        if value is None:
+            rest.append(term)
+        elif isinstance(value, MatrixValue):
+            matrices.append(term)
+        else:
+            values.append(value)
+    if matrices and not rest:
+        values = [f.value for (f,) in matrices]
+    left = dataclasses.replace(x, terms=(*matrices, *rest))
+    if not values:
+        return left
+    total = functools.reduce(lambda a, b: _apply(tr, lax.add, a, b), values)
+    return _apply(tr, lax.add, total, left) if rest else total
+
+
+def _simplified(tr: Tracer, term: list[Factor], ndim: int) -> tuple[Factor, ...]:
+    """The term with all products made that meet along a wide axis."""
+    while True:
+        pair = _meeting(term, ndim)
+        if pair is None:
+            return tuple(term)
+        x, y = pair
+        others = [f for f in term if f is not x and f is not y]
+        keep = set(range(ndim)) | {a for f in others for a in f.labels}
+        term = [*others, _together(tr, x, y, keep)]
+
+
+def _meeting(term: Sequence[Factor], ndim: int) -> tuple[Factor, Factor] | None:
+    """Two factors along one wide axis, vectors before a matrix and a vector."""
+    for matrices in (0, 1):
+        for i, x in enumerate(term):
+            for y in term[i + 1 :]:
+                both = (x.value, y.value)
+                if sum(isinstance(v, MatrixValue) for v in both) != matrices:
+                    continue
+                shared = set(x.wide) & set(y.wide)
+                # The entries of a matrix are not multiplied, only summed.
+                alone = not any(
+                    shared & set(f.labels) for f in term if f is not x and f is not y
+                )
+                if shared and (
+                    not matrices or (alone and all(a >= ndim for a in shared))
+                ):
+                    return x, y
+    return None
+
+
+def _together(tr: Tracer, x: Factor, y: Factor, keep: set[int]) -> Factor:
+    """The product of two factors, summed over the labels they share but for `keep`."""
+    shared = [a for a in x.labels if a in y.labels]
+    summed = [a for a in shared if a not in keep]
+    batch = [a for a in shared if a in keep]
+    own = [[a for a in f.labels if a not in shared] for f in (x, y)]
+    labels = (*batch, *own[0], *own[1])
+    sizes = dict(zip(x.labels + y.labels, x.value.shape + y.value.shape, strict=True))
+    places = [[f.labels.index(a) for a in summed] for f in (x, y)]
+    batches = [[f.labels.index(a) for a in batch] for f in (x, y)]
+    numbers = ((places[0], places[1]), (batches[0], batches[1]))
+    value = _apply(
+        tr, lambda a, b: lax.dot_general(a, b, numbers), x.value, y.value,
+        shape=tuple(sizes[a] for a in labels),
+    )  # fmt: skip
+    return Factor(value, labels)
+
+
+def _collapsed(tr: Tracer, term: Sequence[Factor], shape: Shape) -> Any:
+    """The term as one value; None where it is not one."""
+    wide = [a for f in term for a in f.wide]
+    outputs = [f for f in term if getattr(f.value, "kind", "") == "output"]
+    whole = tuple(range(len(shape)))
+    if len(term) == 1 and term[0].labels == whole:
+        return term[0].value
+    matrices = any(isinstance(f.value, Deferred | MatrixValue) for f in term)
+    if matrices or len(wide) + len(outputs) > 1 or not set(wide) <= set(whole):
+        return None
+    if sum(isinstance(s, Size) for s in shape) > len(wide):
+        return None  # constant along a wide axis: what it meets tells its layout
+    return _read(tr, _contracted(tr, term, set(whole)), shape)
+
+
+def _contracted(tr: Tracer, term: Sequence[Factor], keep: set[int]) -> Factor:
+    """All factors as one, fixed tensors first."""
+    order = {"fixed": 0, "output": 1, "vector": 2}
+    factors = sorted(term, key=lambda f: (len(f.wide), order.get(f.value.kind, 3)))
+    total = factors[0]
+    for i, f in enumerate(factors[1:], 1):
+        later = {a for g in factors[i + 1 :] for a in g.labels}
+        total = _together(tr, total, f, keep | later)
+    summed = [i for i, a in enumerate(total.labels) if a not in keep]
+    if not summed:
+        return total
+    kept = tuple(a for a in total.labels if a in keep)
+    shape = tuple(total.value.shape[total.labels.index(a)] for a in kept)
+    value = _apply(
+        tr, lambda a: lax.reduce(a, 0.0, lax.add, summed), total.value, shape=shape
+    )
+    return Factor(value, kept)
+
+
+def _read(tr: Tracer, x: Factor, shape: Shape) -> Any:
+    """A factor as an array of this shape: axes in order, missing ones repeated."""
+    order = sorted(range(len(x.labels)), key=lambda i: x.labels[i])
+    value = x.value
+    if order != list(range(len(order))):
+        moved = tuple(value.shape[i] for i in order)
+        value = _apply(tr, lambda a: lax.transpose(a, order), value, shape=moved)
+    labels = tuple(x.labels[i] for i in order)
+    if labels == tuple(range(len(shape))):
+        return value
+    params = {"shape": shape, "broadcast_dimensions": labels, "sharding": None}
+    out = (Var(shape, value.dtype),)
+    e = Equation("broadcast_in_dim", params, (), out, tr.where, lax.broadcast_in_dim_p)
+    return tr.apply(e, [value])[0]
+
+
+def _apply(tr: Tracer, f: Any, *values: Any, shape: Shape | None = None) -> Any:
+    """A JAX function of one primitive, of values."""
+
+    def struct(v: Any) -> jax.ShapeDtypeStruct:
+        sizes = tuple(2 if isinstance(s, Size) else s for s in v.shape)
+        return jax.ShapeDtypeStruct(sizes, v.dtype)
+
+    graph, _ = trace(f, *map(struct, values))
+    (e,) = graph.equations
+    out = Var(values[0].shape if shape is None else shape, e.outputs[0].dtype)
+    return tr.apply(dataclasses.replace(e, outputs=(out,), source=""), list(values))[0]
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, Value) and value.is_zero
+
+
+# Orders -------------------------------------------------------------------------------
+
+
+def _power(term: Iterable[Factor]) -> Fraction:
+    return sum((f.value.power for f in term), Fraction(0))
+
+
+def _added(tr: Tracer, x: Value, by: Deferred) -> Any:
+    """A value beside what no line holds: of lower order, it perturbs the value."""
+    if tr.dry or not by.terms:
+        return x
+    top = x.power
+    parts: list[tuple[Part, ...]] = [() for _ in x.blocks()]
+    for term in by.terms:
+        gap = top - _power(term)
+        if gap < HALF:
+            raise tr.refuse(by.reason)
+        tr.note(
+            f"A term of order n^{top - gap} was dropped beside one of order n^{top}"
+        )
+        if gap == HALF and x.kind == "vector":
+            for i, part in enumerate(_parts(tr, term, x, by)):
+                parts[i] += (part,)
+    if not any(parts):
+        return x
+    moved = tr.perturbed(x, parts)
+    return _apply(tr, lax.add, x, moved)
+
+
+def _parts(
+    tr: Tracer, term: Sequence[Factor], x: Value, by: Deferred
+) -> Iterator[Part]:
+    """A product of an output and a vector, for every block of the vector's width."""
+    outputs = [f for f in term if f.value.kind == "output"]
+    others = [f for f in term if f.value.kind != "output"]
+    ndim = len(by.shape)
+    if len(outputs) > 1 or sum(len(f.wide) for f in others) != 1:
+        raise tr.refuse(by.reason)
+    summed = sorted({a for f in outputs for a in f.labels if a >= ndim})
+    keep = {*range(ndim), *summed}
+    places = {a: i for i, a in enumerate((*range(ndim), *summed))}
+    vector = _contracted(tr, others, keep)
+    vector = Factor(vector.value, tuple(places[a] for a in vector.labels))
+    sizes = {
+        a: s for f in outputs for a, s in zip(f.labels, f.value.shape, strict=True)
+    }
+    shape = (*by.shape, *(sizes[a] for a in summed))
+    value = _read(tr, vector, shape)
+    coefficient, letters = None, ()
+    for f in outputs:
+        size = tuple(finite(s) for s in f.value.shape)
+        coefficient = tr.emit.ref(f.value.leaf, size, tr.where)
+        letters = tuple(places[a] for a in f.labels)
+    assert value.leaves is not None
+    for block, leaf in zip(value.blocks(), value.leaves, strict=True):
+        inner = value.leaf_shape(block)
+        ref = tr.emit.ref(leaf, inner, tr.where, tr.dim(block))
+        yield Part(ref, coefficient, letters)
+
+
+# Rules --------------------------------------------------------------------------------
+
+
+@_rule("copy", "copy_p", "convert_element_type", "stop_gradient", "reduce_precision")
+def _same(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    del tr, e
+    return [ins[0]]
+
+
+@_rule("neg")
+def _negative(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    return [_times(tr, ins[0], known(-1.0))]
+
+
+@_rule("mul")
+def _multiply(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    return [_times(tr, *ins)]
+
+
+def _times(tr: Tracer, x: Any, y: Any) -> Any:
+    shape = x.shape or y.shape
+    labels = [tuple(range(len(v.shape))) for v in (x, y)]
+    reason = next(v.reason for v in (x, y) if isinstance(v, Deferred))
+    return finished(tr, product(x, labels[0], y, labels[1], shape, reason))
+
+
+@_rule("div")
+def _divide(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    x, y = ins
+    if isinstance(y, Deferred):
+        raise tr.refuse(y.reason)
+    one = known(np.ones((), y.dtype))
+    inverse = _apply(tr, lax.div_p.bind, one, y, shape=y.shape)
+    return [_times(tr, x, inverse)]
+
+
+@_rule("integer_pow", "square")
+def _power_of(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    (x,) = ins
+    exponent = e.params.get("y", 2)
+    if exponent < 1:
+        raise tr.refuse(x.reason)
+    return [functools.reduce(lambda a, b: _times(tr, a, b), [x] * exponent)]
+
+
+@_rule("add", "add_any", "sub")
+def _add(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    x, y = ins
+    if e.name == "sub":
+        y = _negated(tr, y)
+    lines = [v for v in (x, y) if isinstance(v, Value) and not v.is_zero]
+    deferred = [v for v in (x, y) if not isinstance(v, Value)]
+    if not deferred:
+        return [_apply(tr, lax.add, x, y)]
+    reason = next((v.reason for v in deferred if isinstance(v, Deferred)), "")
+    terms = tuple(t for v in deferred for t in _terms(v))
+    total = Deferred(e.outputs[0].shape, terms, reason)
+    _unify(tr, (*terms, *(t for v in lines for t in _terms(v))), len(total.shape))
+    return [_added(tr, lines[0], total) if lines else finished(tr, total)]
+
+
+def _unify(tr: Tracer, terms: Sequence[tuple[Factor, ...]], ndim: int) -> None:
+    """State that the wide axes of summands are laid out alike."""
+    known_as: dict[int, Any] = {}
+    for f in (f for term in terms for f in term):
+        layouts = (
+            f.value.layouts
+            if isinstance(f.value, MatrixValue)
+            else {f.value.axis: f.value.layout}
+        )
+        for axis, a in enumerate(f.labels):
+            if a < ndim and layouts.get(axis) is not None:
+                tr.unify(known_as.setdefault(a, layouts[axis]), layouts[axis])
+
+
+def _negated(tr: Tracer, x: Any) -> Any:
+    return _apply(tr, lax.neg, x)
+
+
+@_rule("transpose")
+def _transpose(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    (x,), permutation = ins, tuple(e.params["permutation"])
+    return [_relabelled(x, tuple(map(permutation.index, range(len(x.shape)))), e)]
+
+
+def _relabelled(x: Deferred, labels: Sequence[int | None], e: Equation) -> Deferred:
+    """Axis i goes to `labels[i]`, or (None) is summed."""
+    shape = e.outputs[0].shape
+    free, places = len(shape), []
+    for a in labels:
+        places.append(free if a is None else a)
+        free += a is None
+    terms = tuple(_renamed(t, len(x.shape), places, free) for t in x.terms)
+    return Deferred(shape, terms, x.reason)
+
+
+@_rule("broadcast_in_dim")
+def _broadcast(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    (x,), shape = ins, e.outputs[0].shape
+    target = e.params["broadcast_dimensions"]
+    # An axis of size one that is repeated is summed: its one entry stands everywhere.
+    labels = [
+        t if shape[t] == s else None for t, s in zip(target, x.shape, strict=True)
+    ]
+    return [_relabelled(x, labels, e)]
+
+
+@_rule("reshape", "squeeze", "expand_dims")
+def _reshape(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    (x,), shape = ins, e.outputs[0].shape
+    kept = [i for i, s in enumerate(x.shape) if s != 1]
+    new = [i for i, s in enumerate(shape) if s != 1]
+    if [x.shape[i] for i in kept] != [shape[i] for i in new]:
+        raise tr.refuse(
+            f"{x.reason} Here it is reshaped from {shape_text(x.shape)} to "
+            f"{shape_text(shape)}: axes may be moved, not merged. The reshape"
+        )
+    places = dict(zip(kept, new, strict=True))
+    return [_relabelled(x, [places.get(i) for i in range(len(x.shape))], e)]
+
+
+@_rule("reduce_sum")
+def _sum(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    (x,), axes = ins, e.params["axes"]
+    kept = [a for a in range(len(x.shape)) if a not in axes]
+    labels = [None if a in axes else kept.index(a) for a in range(len(x.shape))]
+    terms = []
+    for term in x.terms:
+        # Along an axis that no factor has, the same number is added up.
+        present = {a for f in term for a in f.labels}
+        counts = [x.shape[a] for a in axes if a not in present]
+        numbers = [_count(tr, s) for s in counts]
+        terms.append((*term, *(Factor(v, ()) for v in numbers)))
+    total = dataclasses.replace(x, terms=tuple(terms))
+    return [finished(tr, _relabelled(total, labels, e))]
+
+
+def _count(tr: Tracer, size: Any) -> Value:
+    if isinstance(size, Size):
+        return known(tr.width_ratio(size), Fraction(0 if tr.dry else 1))
+    return known(float(size))
+
+
+@_rule("dot_general")
+def _dot_general(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    x, y = ins
+    reason = next(v.reason for v in ins if isinstance(v, Deferred))
+    labels = dot_labels(e, x, y)
+    return [
+        finished(tr, product(x, labels[0], y, labels[1], e.outputs[0].shape, reason))
+    ]
+
+
+def dot_labels(e: Equation, x: Any, y: Any) -> tuple[list[int], list[int]]:
+    """The labels of both operands: the axes of the result, then what is summed."""
+    contract, batch = e.params["dimension_numbers"]
+    found: list[dict[int, int]] = [{}, {}]
+    at = 0
+    for pair in zip(*batch, strict=True):
+        for side, axis in enumerate(pair):
+            found[side][axis] = at
+        at += 1
+    for side, v in enumerate((x, y)):
+        for axis in range(len(v.shape)):
+            if axis not in (*contract[side], *batch[side]):
+                found[side][axis] = at
+                at += 1
+    for pair in zip(*contract, strict=True):
+        for side, axis in enumerate(pair):
+            found[side][axis] = at
+        at += 1
+    first, second = ([places[i] for i in sorted(places)] for places in found)
+    return first, second
+
+
+@_rule("select_n")
+def _select(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    which, *cases = ins
+    if isinstance(which, Deferred) or len(cases) != 2:
+        raise tr.refuse(next(v.reason for v in ins if isinstance(v, Deferred)))
+    convert = functools.partial(lax.convert_element_type, new_dtype=jnp.float64)
+    second = _apply(tr, convert, which)
+    first = _apply(tr, lax.sub_p.bind, known(1.0), second, shape=second.shape)
+    parts = [
+        _times(tr, case, weight)
+        if isinstance(case, Deferred)
+        else _apply(tr, lax.mul, case, weight)
+        for case, weight in zip(cases, (first, second), strict=True)
+        if not _is_zero(case)
+    ]
+    return [functools.reduce(lambda a, b: _apply(tr, lax.add, a, b), parts)]
+
+
+# Beginnings ---------------------------------------------------------------------------
+
+
+def outer(tr: Tracer, e: Equation, x: Any, y: Any) -> Any:
+    """A contraction of two arrays that is no line: an outer product of wide vectors.
+
+    Or of two matrices, which may meet a vector later.
+    """
+    reason = (
+        f"{OUTER} It may be multiplied with a wide vector, or contracted over both of "
+        f"its wide axes, but not used otherwise. It is made{tr.at()[1:]}, and used"
+    )
+    labels = dot_labels(e, x, y)
+    return finished(tr, product(x, labels[0], y, labels[1], e.outputs[0].shape, reason))
+
+
+OUTER = (
+    "An outer product of two wide vectors, or a product of two matrices, is no line."
+)
+
+
+def repeated(tr: Tracer, e: Equation, x: Value, reason: str) -> Any:
+    """A value broadcast along an axis, where no line holds the result."""
+    whole = Factor(x, tuple(range(len(x.shape))))
+    return _broadcast(tr, e, [Deferred(x.shape, ((whole,),), reason)])[0]
+
+
+def random_multiple(tr: Tracer, x: Value) -> str:
+    """What is wrong with a finite random array times a wide vector."""
+    return (
+        f"A finite random array ({', '.join(_sources(tr, x))}) multiplies a wide "
+        f"vector{tr.at()}: given that array the limit exists, but it is random itself. "
+        "Parameters of finite shape may only enter the output linearly; give them a "
+        "width. The product is used"
+    )
+
+
+def _sources(tr: Tracer, x: Value) -> list[str]:
+    """The names of the random lines that a finite random array comes from."""
+    found: set[str] = set()
+    for leaf in x.leaves or ():
+        for term in leaf.terms if isinstance(leaf, Linear) else ():
+            for r in ancestors(tr.emit.lines, term.x) if term.x is not None else ():
+                line = tr.emit.lines[r]
+                if isinstance(line, VecIn):
+                    found.add(f"`{line.name}`")
+    return sorted(found)
