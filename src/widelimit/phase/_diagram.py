@@ -89,9 +89,10 @@ class PhaseDiagram:
 
     def _exceptions(self) -> dict[str, np.ndarray]:
         return {
-            "neither (NaN)": np.isnan(self.chi),
-            "variance infinite": np.isinf(self.variance),
-            "variance to zero": self.variance == 0,
+            "critical (chi = 1)": self.chi == 1,
+            "unknown (NaN)": np.isnan(self.chi),
+            "variance grows": np.isinf(self.variance),
+            "variance decays": self.variance == 0,
             "correlation NaN": np.isnan(self.correlation),
         }
 
@@ -156,7 +157,11 @@ def _finite(values: np.ndarray) -> Any:
 
 def _roots(x: np.ndarray, y: np.ndarray) -> list[float]:
     """Where the piecewise linear function through (x, y) is 0."""
-    found = [float(p) for p, v in zip(x, y, strict=True) if v == 0]
+    found = [
+        float(p)
+        for p, u, v, w in zip(x[1:-1], y[:-2], y[1:-1], y[2:], strict=True)
+        if v == 0 and u * w < 0
+    ]
     for p, q, u, v in zip(x[:-1], x[1:], y[:-1], y[1:], strict=True):
         if np.isfinite(u) and np.isfinite(v) and u * v < 0:
             found.append(float(p + (q - p) * u / (u - v)))

@@ -1,13 +1,14 @@
 """One layer as a map of covariances, for standard deviations that are traced.
 
 The state h of index shape I is a Gaussian of mean zero: `P = prod(I)` positions, whose
-covariances are given. The compiler sees it as x U / 1, with U of independent rows and
-one row of x for every position; only the covariance of U is then another.
+covariances are given. The compiler sees a network, which begins with h = x U for rows
+U of iid entries, one for every position, and for the identity x, and ends with a
+readout; the engine is then told that the rows of U have other covariances.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,8 +22,9 @@ from .._errors import (
 )
 from .._networks import Networks, diverges, struct_of
 from ..asymptotics import Engine, Factor, Product, Side
+from ..gaussian import Accuracy
 from ..kernels import PairKernel
-from ..program import VecIn
+from ..program import TensorProgram, VecIn
 from ..trace import Constant, Normal, Width, normal, path_name, tap
 
 _STATE = "state"
@@ -63,6 +65,7 @@ class LayerMap:
     def __init__(self, layer: Repeated, depth: int = 1) -> None:
         self._layer, self._depth = layer, depth
         self.positions = math.prod(layer.shape)
+        self.is_exact = True  # until a gradient is asked for, and is not
         self._networks = Networks(self._f, self._params(), ())
         eye = np.eye(self.positions).reshape(1, *layer.shape, self.positions)
         self._x = eye
@@ -96,8 +99,13 @@ class LayerMap:
         kernels = PairKernel(self._forward, self._forward, (), False)
         return self._square(kernels.of(engine, (0, 1))["nngp"])
 
-    def gradient(self, stds: Any, state: Any) -> Any:
+    def gradient(self, stds: Any, state: Any, level: int = 1) -> Any:
         """E[dh_o[p] dh_o'[p']] at the state, dh_o by backprop from position o.
+
+        Args:
+            stds: the two standard deviations.
+            state: the covariance of the state, (P, P).
+            level: of accuracy, where expectations are numerical.
 
         Returns:
             Shape (P, P, P, P) for o, o', p, p': covariances of gradients above the
@@ -106,9 +114,10 @@ class LayerMap:
         asked = self._networks.asked(
             struct_of(self._x), False, frozenset({"gradients"})
         )
-        engine = self._engine(stds, [[state]], asked.program)
+        engine = self._engine(stds, [[state]], asked.program, Accuracy(level))
         kernels = PairKernel(asked, asked, (), False)
         found = kernels.of(engine, (0, 0))[f"gradient:{_STATE}"]
+        self.is_exact &= all(engine.routes.values())
         square = jnp.reshape(found, (self.positions,) * 4)
         return jnp.transpose(square, (0, 2, 1, 3))
 
@@ -143,14 +152,18 @@ class LayerMap:
         }
 
     def _engine(
-        self, stds: Any, covariances: Sequence[Sequence[Any]], program: Any
+        self,
+        stds: Any,
+        covariances: Sequence[Sequence[Any]],
+        program: TensorProgram,
+        accuracy: Accuracy | None = None,
     ) -> Engine:
         dtype = jnp.result_type(float)
         inputs = self._networks.shared(dtype) | self._stds(stds)
         side = Side(program, inputs | {"x": jnp.asarray(self._x, dtype)})
-        return _StateEngine([side] * len(covariances), covariances)
+        return _StateEngine([side] * len(covariances), covariances, accuracy)
 
-    def _stds(self, stds: Any) -> Mapping[str, Any]:
+    def _stds(self, stds: Any) -> dict[str, Any]:
         paths, _ = jax.tree_util.tree_flatten_with_path(
             {"layers": [self._layer.params] * self._depth}, is_leaf=_declared
         )
@@ -171,9 +184,12 @@ class _StateEngine(Engine):
     """An engine that is told the covariances of the state, of any two sides."""
 
     def __init__(
-        self, sides: Sequence[Side], covariances: Sequence[Sequence[Any]]
+        self,
+        sides: Sequence[Side],
+        covariances: Sequence[Sequence[Any]],
+        accuracy: Accuracy | None,
     ) -> None:
-        super().__init__(sides)
+        super().__init__(sides, accuracy)
         self._covariances = covariances
 
     def _cov_inputs(self, u: Any, a: VecIn, v: Any, b: VecIn) -> Any:

@@ -1,19 +1,15 @@
 """Where every point of a grid ends up, and what near it grows and what decays."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ._layer import LayerMap
 from ._settle import (
-    HUGE,
     Batched,
     Settled,
-    end_of,
+    at_infinity,
     is_covariance,
     settle,
     spectral_radius,
@@ -21,8 +17,15 @@ from ._settle import (
 
 # Scales, over that at the start, at which growth without end is looked at.
 _SCALES = (4.0, 16.0, 64.0, 256.0)
+# And where functions that are homogeneous show their exact rates.
+_FAR = 1e16
+# Rates so close to 1 are 1.
+_CRITICAL = 1e-8
 # Agreement of rates where something is said to be so.
 _SAME = 1e-6
+# Agreement of the gradients of a coarse rule with those of the rule that is used, whose
+# error is about the square of it.
+_ACCURACY = 1e-2
 # Agreement of extrapolated rates.
 _CLOSE = 5e-3
 
@@ -60,6 +63,18 @@ class Maps:
         self.gradient = Batched(layer.gradient, small)
         self.own_jacobian = Batched(jax.jacfwd(layer.own, 1), small)
         self.cross_jacobian = Batched(jax.jacfwd(layer.cross, 2), small)
+        self._layer = layer
+        self._coarse = Batched(lambda *at: layer.gradient(*at, level=0), small)
+
+    def is_accurate(self, stds: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """Whether numerical expectations hold at states; those of other points too.
+
+        Call it after `gradient`, which tells whether there are any.
+        """
+        if self._layer.is_exact:
+            return np.ones(len(stds), bool)
+        fine, coarse = self.gradient(stds, state), self._coarse(stds, state)
+        return _apart(fine, coarse) < _ACCURACY
 
 
 class Points:
@@ -88,7 +103,7 @@ class Points:
             lambda _, k: is_covariance(k),
         )
         # What is left of a decay without end is no small fixed point.
-        small = found.done & (_scale(found.state) < 1e-10 * _scale(self.start))
+        small = found.done & (_scale(found.state) < 1e-6 * _scale(self.start))
         below = found.state / 16
         falls = _scale(self.maps.own(self.stds, below)) <= _scale(below) * (1 + 1e-9)
         tiny = found.tiny | (small & falls)
@@ -147,7 +162,7 @@ def ends(points: Points) -> Ends:
     """
     found = points.settle_own()
     own = np.where(
-        found.huge[:, None, None], HUGE * points.start, found.state
+        found.huge[:, None, None], _FAR * points.start, found.state
     )  # growing for ever, at one and the same scale
     across = points.settle_cross(own)
     rates = points.rates(own, across.state)
@@ -159,34 +174,34 @@ def ends(points: Points) -> Ends:
     relative = rates.cross / rates.growth
     # Equal inputs are where unequal ones end up, unless they drift apart again.
     meet = rates.twins & (correlation > 0.99) & (rates.chi / rates.growth < 1 + _SAME)
-    correlation = np.where(meet, 1.0, correlation)
+    correlation = np.where(meet, 1.0, np.where(across.tiny, 0.0, correlation))
     relative = np.where(meet, rates.chi / rates.growth, relative)
-    result = Ends(
-        variance, correlation, rates.chi, rates.gradient, rates.own, relative
-    )
-    _forget_what_is_kept(result, points, found, across)
-    _forget_what_never_rests(result, found, across)
+    result = Ends(variance, correlation, rates.chi, rates.gradient, rates.own, relative)
+    _forget_what_is_kept(result)
+    accurate = points.maps.is_accurate(points.stds, own)
+    _forget_what_is_unknown(result, accurate, found, across)
     _look_at_growth(result, points, found, rates)
+    for rate in (result.chi, result.gradient):
+        rate[np.abs(rate - 1) < _CRITICAL] = 1.0
     return result
 
 
-def _forget_what_is_kept(
-    ends: Ends, points: Points, found: Settled, across: Settled
-) -> None:
-    """Every variance (correlation) is a fixed point: the inputs', not the layer's."""
-    kept = found.done & (np.abs(ends.own - 1) < _SAME)
-    kept &= np.abs(found.state - points.start).max((1, 2)) < 1e-9 * _scale(points.start)
-    ends.variance[kept] = np.nan
-    kept = across.done & (np.abs(ends.cross - 1) < _SAME) & (ends.correlation != 1)
-    kept &= np.abs(ends.correlation - points.correlation) < _SAME
+def _forget_what_is_kept(ends: Ends) -> None:
+    """What neither grows nor decays is that of the inputs, not of the layer."""
+    at_rest = np.isfinite(ends.variance) & (ends.variance > 0)
+    ends.variance[at_rest & (np.abs(ends.own - 1) < _SAME)] = np.nan
+    kept = (np.abs(ends.cross - 1) < _SAME) & (ends.correlation != 1)
     ends.correlation[kept] = np.nan
 
 
-def _forget_what_never_rests(ends: Ends, found: Settled, across: Settled) -> None:
+def _forget_what_is_unknown(
+    ends: Ends, accurate: np.ndarray, found: Settled, across: Settled
+) -> None:
+    """Unstable fixed points, points on their way, those beyond numerical rules."""
     lost = ~(found.done | found.tiny | found.huge)
-    lost |= found.done & ~(ends.own < 1 + _SAME)
-    for a in dataclasses.astuple(ends):
-        a[lost] = np.nan
+    lost |= found.done & ~((ends.own < 1 + _SAME) & accurate)
+    for field in dataclasses.fields(ends):
+        getattr(ends, field.name)[lost] = np.nan
     lost = ~across.done | ~(ends.cross < 1 + _SAME)
     ends.correlation[lost] = ends.cross[lost] = np.nan
 
@@ -204,13 +219,14 @@ def _look_at_growth(ends: Ends, points: Points, found: Settled, rates: Rates) ->
     limits = {}
     for name in ("growth", "chi", "gradient"):
         values = np.stack([getattr(r, name) for r in scans])
-        last, before = end_of(values), end_of(values[:-1])
+        last, before = at_infinity(values), at_infinity(values[1:])
         limits[name] = last
         same = same & (np.abs(last - getattr(rates, name)) < _SAME)
         close = close & (np.abs(last - before) < _CLOSE)
         unity = unity & (np.abs(last - 1) < _CLOSE)
-    slow = found.huge & unity & ~same
-    fast = found.huge & ~unity & ~same
+    flat = np.max([np.abs(v - 1) for v in limits.values()], axis=0) < _SAME
+    slow = found.huge & unity & (flat | ~same)
+    fast = found.huge & ~same & ~slow
     for a in (ends.correlation, ends.cross):
         a[slow | fast] = np.nan
     ends.cross[slow] = 1.0
@@ -231,18 +247,20 @@ def closes(two: Maps, points: Points) -> float:
     own, cross = one.own(stds, state), one.cross(stds, state, across)
     first, second = (one.gradient(stds, k) for k in (state, own))
     chained = np.einsum("bijkl,bklmn->bijmn", second, first)
-    return max(
-        _distance(one.own(stds, own), two.own(stds, state)),
-        _distance(one.cross(stds, own, cross), two.cross(stds, state, across)),
-        _distance(chained, two.gradient(stds, state)),
+    pairs = (
+        (one.own(stds, own), two.own(stds, state)),
+        (one.cross(stds, own, cross), two.cross(stds, state, across)),
+        (chained, two.gradient(stds, state)),
     )
+    return max(float(_apart(a, b).max()) for a, b in pairs)
 
 
-def _distance(a: np.ndarray, b: np.ndarray) -> float:
+def _apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The distance of two arrays over their size, for every point."""
     axes = tuple(range(1, a.ndim))
     size = np.abs(a).max(axes) + np.abs(b).max(axes)
     apart = np.abs(a - b).max(axes)
-    return float(np.max(np.divide(apart, size, out=apart * 0, where=size > 0)))
+    return np.divide(apart, size, out=np.zeros_like(apart), where=size > 0)
 
 
 def _scale(state: np.ndarray) -> np.ndarray:

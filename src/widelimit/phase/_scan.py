@@ -195,7 +195,7 @@ def _in_range(variance: Any, correlation: Any) -> None:
         raise InputError(f"variance should be positive and finite, got {variance!r}.")
     if not (np.ndim(correlation) == 0 and 0 <= correlation < 1):
         raise InputError(
-            f"correlation should be from 0 up to, not including, 1; got {correlation!r}."
+            f"correlation should be at least 0 and below 1, got {correlation!r}."
         )
 
 

@@ -15,9 +15,11 @@ import numpy as np
 # An extrapolation changes the scale by at most this factor.
 _LEAP = 16.0
 # Scales, over that at the start, beyond which a map is followed no further.
-TINY, HUGE = 1e-24, 1e10
-_TOLERANCE = 1e-11
-# Changes that may be rounding.
+TINY, HUGE = 1e-24, 1e6
+_TOLERANCE = 1e-10
+_EPS = 4e-16
+# Changes that are not followed if they change no more, and what may be rounding.
+_STILL, _NEAR = 1e-8, 1e-4
 _ROUNDING = 2e-15
 _ROUNDS = 300
 
@@ -83,11 +85,11 @@ def settle(
         rate = _rate(once - before, twice - once)
         with np.errstate(divide="ignore", invalid="ignore"):
             left = np.where(rate < 1, change * np.maximum(1, 1 / (1 - rate)), np.inf)
-        # A change so small, and whose own change is rounding, says no more.
-        still = (change <= _TOLERANCE * size) & (
-            change * np.abs(1 - rate) <= _ROUNDING * size
-        )
-        done[active] = (left <= _TOLERANCE * size) | still
+        slope = np.abs(1 - rate)
+        # So small a change, that changes by rounding only, and has not far to go.
+        still = (change <= _STILL * size) & (change <= _NEAR * slope * first[active])
+        still &= change * slope <= _ROUNDING * size
+        done[active] = (left <= _TOLERANCE * size) | still | (change <= _EPS * size)
         tiny[active] = size < TINY * first[active]
         huge[active] = size > HUGE * first[active]
         lost = ~np.isfinite(twice).all((1, 2))
@@ -117,34 +119,41 @@ def _leap(once: np.ndarray, twice: np.ndarray, rate: np.ndarray) -> np.ndarray:
     """Where a geometric sequence of this rate ends, or a good part of the way."""
     change = twice - once
     size, step = _size(twice), _size(change)
-    # A rate of 1 or more is left alone unless it is the creep of a power of the depth.
-    slow = np.minimum(rate, 1 - 1e-6)
-    factor = np.where(rate < 1 + 1e-6, slow / (1 - slow), 0.0)
     forward = np.einsum("bij,bij->b", change, twice) > 0
     most = np.where(forward, _LEAP - 1, 1 - 1 / _LEAP)
+    # Above 1 the state leaves an unstable fixed point: twice as far from it. Below -1 it
+    # swings around one, which is not where it ends. Where changes are little more than
+    # rounding, their ratio says little.
     with np.errstate(divide="ignore", invalid="ignore"):
+        noise = np.where(step > 0, _EPS * size / step, 1.0)
+        factor = np.minimum(rate, 1.0) / np.maximum(np.abs(1 - rate), noise)
+        factor = np.where(rate > -1, factor, 0.0)
         factor = np.minimum(factor, np.where(step > 0, most * size / step, 0.0))
     return twice + factor[:, None, None] * change
 
 
 def is_covariance(matrices: np.ndarray) -> np.ndarray:
     """Whether symmetric matrices (B, M, M) are positive semidefinite, to rounding."""
-    finite = np.isfinite(matrices).all((1, 2))
+    finite: np.ndarray = np.isfinite(matrices).all((1, 2))
     least = np.linalg.eigvalsh(np.where(finite[:, None, None], matrices, 0.0))
     return finite & (least[:, 0] >= -1e-13 * np.abs(least).max(1))
 
 
 def spectral_radius(jacobian: np.ndarray) -> np.ndarray:
     """The largest modulus of an eigenvalue, for matrices (B, M, M)."""
-    finite = np.isfinite(jacobian).all((1, 2))
+    finite: np.ndarray = np.isfinite(jacobian).all((1, 2))
     values = np.linalg.eigvals(np.where(finite[:, None, None], jacobian, 0.0))
     return np.where(finite, np.abs(values).max(1), np.nan)
 
 
-def end_of(sequence: np.ndarray) -> np.ndarray:
-    """Aitken's limit of the last three of (K, B) values."""
-    a, b, c = sequence[-3:]
-    first, second = b - a, c - b
-    rate = np.divide(second, first, out=np.zeros_like(first), where=first != 0)
-    usable = (np.abs(rate) < 0.95) & (np.abs(second) > 1e-12 * np.abs(c))
-    return np.where(usable, c + second * rate / np.where(usable, 1 - rate, 1), c)
+def at_infinity(values: np.ndarray) -> np.ndarray:
+    """The limit of values (K, B) at scales s, 4 s, 16 s, .. as the scale grows.
+
+    Richardson's extrapolation in powers of s**-1/2: the means of functions that are
+    homogeneous but for a bounded window around 0 have such an expansion.
+    """
+    power = 2.0
+    while len(values) > 1:
+        values = (power * values[1:] - values[:-1]) / (power - 1)
+        power *= 2
+    return values[0]
