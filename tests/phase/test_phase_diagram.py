@@ -226,15 +226,18 @@ def test_dropout_has_no_edge_at_one():
 @SLOW
 @pytest.mark.parametrize("w", [0.9, 1.8])
 def test_gradients_of_deep_finite_networks(w):
-    """The factor between layers of squared gradients, over seeds."""
-    s, width, depth, first, seeds = 0.4, 500, 30, 10, 12
+    """The mean ratio of squared gradients at neighbouring layers, over seeds.
+
+    Far from the input, where the variance is at rest.
+    """
+    s, width, depth, first, seeds = 0.4, 400, 24, 8, 16
     factor = diagram(dense(jnp.tanh), [w], [s]).gradient.item()
 
-    def exponent(key):
+    @jax.jit
+    def ratio(key):
         k1, k2, k3, k4 = jax.random.split(key, 4)
         ws = w * jax.random.normal(k1, (depth, width, width)) / width**0.5
         bs = s * jax.random.normal(k2, (depth, width))
-        shifts = jnp.zeros((depth, width))
 
         def out(shifts):
             def step(h, p):
@@ -243,15 +246,13 @@ def test_gradients_of_deep_finite_networks(w):
             h, _ = jax.lax.scan(step, jax.random.normal(k3, (width,)), (ws, bs, shifts))
             return h @ jax.random.normal(k4, (width,))
 
-        squares = (jax.grad(out)(shifts) ** 2).sum(1)
-        return jnp.log(squares[first] / squares[-1]) / (depth - 1 - first)
+        squares = (jax.grad(out)(jnp.zeros((depth, width))) ** 2).sum(1)[first:]
+        return jnp.mean(squares[:-1] / squares[1:])
 
-    keys = jax.random.split(jax.random.key(1), seeds)
-    values = np.array([jax.jit(exponent)(k) for k in keys])
+    values = np.array([ratio(k) for k in jax.random.split(jax.random.key(1), seeds)])
     stderr = values.std(ddof=1) / seeds**0.5
-    assert stderr < 0.01
-    # The mean of a logarithm is below that of the limit by half the relative variance.
-    assert abs(values.mean() - np.log(factor)) < 4 * stderr + 1 / width
+    assert stderr < 0.02 * factor
+    assert abs(values.mean() - factor) < 4 * stderr
 
 
 # What is returned ---------------------------------------------------------------------

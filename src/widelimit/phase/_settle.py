@@ -121,9 +121,9 @@ def _leap(once: np.ndarray, twice: np.ndarray, rate: np.ndarray) -> np.ndarray:
     size, step = _size(twice), _size(change)
     forward = np.einsum("bij,bij->b", change, twice) > 0
     most = np.where(forward, _LEAP - 1, 1 - 1 / _LEAP)
-    # Above 1 the state leaves an unstable fixed point: twice as far from it. Below -1 it
-    # swings around one, which is not where it ends. Where changes are little more than
-    # rounding, their ratio says little.
+    # Above 1 the state leaves an unstable fixed point: twice as far from it. Below -1
+    # it swings around one, which is not where it ends. Where changes are little more
+    # than rounding, their ratio says little.
     with np.errstate(divide="ignore", invalid="ignore"):
         noise = np.where(step > 0, _EPS * size / step, 1.0)
         factor = np.minimum(rate, 1.0) / np.maximum(np.abs(1 - rate), noise)
@@ -134,14 +134,14 @@ def _leap(once: np.ndarray, twice: np.ndarray, rate: np.ndarray) -> np.ndarray:
 
 def is_covariance(matrices: np.ndarray) -> np.ndarray:
     """Whether symmetric matrices (B, M, M) are positive semidefinite, to rounding."""
-    finite: np.ndarray = np.isfinite(matrices).all((1, 2))
+    finite = np.asarray(np.isfinite(matrices).all((1, 2)))
     least = np.linalg.eigvalsh(np.where(finite[:, None, None], matrices, 0.0))
     return finite & (least[:, 0] >= -1e-13 * np.abs(least).max(1))
 
 
 def spectral_radius(jacobian: np.ndarray) -> np.ndarray:
     """The largest modulus of an eigenvalue, for matrices (B, M, M)."""
-    finite: np.ndarray = np.isfinite(jacobian).all((1, 2))
+    finite = np.asarray(np.isfinite(jacobian).all((1, 2)))
     values = np.linalg.eigvals(np.where(finite[:, None, None], jacobian, 0.0))
     return np.where(finite, np.abs(values).max(1), np.nan)
 
