@@ -17,7 +17,8 @@ class PhaseDiagram:
         names: the parameters that the two standard deviations belong to.
         stds: their values, of shapes (A,) and (B,).
         variance: $q^*$, the mean over positions of the variance of the state, where
-            it comes to rest; 0 where it decays and infinite where it grows for ever.
+            it comes to rest; 0 where it decays and infinite where it grows for ever
+            (in practice, beyond 10^6 times the start).
             NaN where every variance is kept, or it does not come to rest.
         correlation: $c^*$ of two different inputs, the mean over positions. NaN where
             every correlation is kept, it does not come to rest, or the variance grows
@@ -111,8 +112,8 @@ class PhaseDiagram:
     def plot(self, path: Any) -> None:
         """Write a picture: the gradient exponent, and the correlation length.
 
-        The edge of chaos is the black line; where a quantity is infinite or unknown
-        the colour says so.
+        The edge of chaos is the black line. Points are grey where the quantity is
+        infinite, zero or unknown.
         """
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.colors import LogNorm, TwoSlopeNorm
