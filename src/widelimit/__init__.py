@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .finite import Training as Training
     from .gaussian import Estimate as Estimate
     from .gaussian import estimate as estimate
+    from .phase import PhaseDiagram as PhaseDiagram
+    from .phase import phase_diagram as phase_diagram
     from .predict import Posterior as Posterior
     from .predict import TrainedEnsemble as TrainedEnsemble
     from .predict import gp_posterior as gp_posterior
@@ -48,6 +50,7 @@ _HOME = {
     "ShapeMismatchError UnsupportedError WidelimitError",
     "finite": "Check FiniteNetwork Training",
     "gaussian": "Estimate estimate",
+    "phase": "PhaseDiagram phase_diagram",
     "predict": "Posterior TrainedEnsemble gp_posterior gradient_descent "
     "max_learning_rate",
     "program": "TensorProgram",
