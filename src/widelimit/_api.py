@@ -307,6 +307,14 @@ class Limit:
             Schoenholz et al. (2017), https://arxiv.org/abs/1611.01232.
         """
         x = self._inputs(x, "x")
+        gradients = self._gradients(x, output)
+        forward = self._forward(x, "taps")
+        return {k: Statistics(forward[k], g) for k, g in gradients.items()}
+
+    def _gradients(
+        self, x: Any, output: int | tuple[int, ...]
+    ) -> dict[str, jax.Array]:
+        """The covariances of the gradients at every tap."""
         network = self._limit(x)
         if not network.taps:
             raise InputError(
@@ -324,12 +332,8 @@ class Limit:
                 f"`output` should be a position among the axes {tuple(free)} of the "
                 f"output that are not averaged, got {output!r}."
             )
-        forward = self._forward(x, "taps")
         found = self._compute(x, None, None, "gradients")
-        return {
-            name: Statistics(forward[name], _at_output(found[f"gradient:{name}"], at))
-            for name in network.taps
-        }
+        return {k: _at_output(found[f"gradient:{k}"], at) for k in network.taps}
 
     # What it is -----------------------------------------------------------------------
 
@@ -443,6 +447,8 @@ class Limit:
         progress: Any = None,
         *,
         ntk: bool = False,
+        gradients: bool = False,
+        output: int | tuple[int, ...] = (),
     ) -> finite.Check:
         """Compare the limit with real networks of several widths.
 
@@ -453,17 +459,33 @@ class Limit:
             key: a JAX random key; fixed if None.
             progress: called as `progress(done, all)`.
             ntk: compare the tangent kernel, too.
+            gradients: compare the gradients at the taps, too, as `statistics` has
+                them: a quantity "gradient:h" for every tap h.
+            output: the position of the output that is differentiated there, as for
+                `statistics`.
 
         Returns:
             The comparison: `.passed`, `.table()`, `.plot(path)`, printed by `str`.
+
+        Raises:
+            NoLimitError: a tap, the output or what else is asked for diverges. An
+                output sqrt(n) times a mean has gradients and a tangent kernel
+                nevertheless, and is left out where one of them is asked for.
+            UnsupportedError: as for `ntk` and `statistics`.
+            InputError: as for `statistics`; too few seeds; widths that do not fit.
         """
         x = self._inputs(x, "x")
-        predicted = self.forward(x)
+        mean = (ntk or gradients) and is_mean(self._limit(x).output)
+        predicted = self._forward(x, *(() if mean else ("nngp",)), "taps")
         if ntk:
             predicted["ntk"] = self.ntk(x)
+        if gradients:
+            found = self._gradients(x, output)
+            predicted |= {f"{finite.GRADIENT}{name}": k for name, k in found.items()}
         return finite.check(
             self.f, self.params, x, predicted, widths, seeds, key, progress=progress,
             trace_axes=self.trace_axes, one_batch=self._networks.is_one_batch,
+            output=(output,) if isinstance(output, int) else output,
         )  # fmt: skip
 
     # Data ----

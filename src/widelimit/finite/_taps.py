@@ -6,7 +6,7 @@ with a key of its own are made fresh for every seed on the way.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,7 +51,11 @@ jax.tree_util.register_dataclass(
 
 
 def run_with_taps(
-    f: Callable[..., Any], theta: Any, x: Any, seed: Any
+    f: Callable[..., Any],
+    theta: Any,
+    x: Any,
+    seed: Any,
+    shifts: Mapping[str, Any] | None = None,
 ) -> tuple[Any, dict[str, Tapped]]:
     """The output of `f(theta, x)` and every tapped value, by name.
 
@@ -60,13 +64,15 @@ def run_with_taps(
         theta: its arrays.
         x: a batch of inputs.
         seed: a uint32 mixed into the keys of random bits drawn inside `f`.
+        shifts: what is added to tapped values, by name, of their shapes (those of
+            loops first). The derivative at zero is the gradient at the tap.
 
     Raises:
         InputError: two taps have one name, or `f` does not return one array.
         UnsupportedError: a tap inside a `while_loop` or `cond`.
     """
     graph, arrays = graph_of(f, theta, x)
-    run = _Run(seed)
+    run = _Run(seed, shifts or {})
     (output,) = run.graph(graph, [jnp.asarray(a) for a in arrays])
     return output, run.taps
 
@@ -108,10 +114,10 @@ def called(equation: _jax.Equation) -> _jax.Graph | None:
 
 
 class _Run:
-    """Evaluates graphs, collecting taps."""
+    """Evaluates graphs, collecting taps and shifting their values."""
 
-    def __init__(self, seed: Any) -> None:
-        self.seed = seed
+    def __init__(self, seed: Any, shifts: Mapping[str, Any]) -> None:
+        self.seed, self.shifts = seed, shifts
         self.taps: dict[str, Tapped] = {}
 
     def graph(
@@ -139,7 +145,7 @@ class _Run:
             tapped = params["name"].removeprefix(TAP_PREFIX)
             # JAX traces a tap of one name and shape once, and keeps that source.
             self.record(tapped, Tapped(args[0], 0), caller or equation.source)
-            return args[: len(equation.outputs)]
+            return [args[0] + self.shifts[tapped] if tapped in self.shifts else args[0]]
         if name == "random_bits":
             return _jax.bind(equation, [_mix(args[0], self.seed)])
         if name in _SCATTER:
@@ -167,9 +173,12 @@ class _Run:
         n_const, n_carry = params["num_consts"], params["num_carry"]
         consts, carry = args[:n_const], args[n_const : n_const + n_carry]
         loops: dict[str, int] = {}
+        inside = _tapped_in(params["jaxpr"])
+        shifts = {k: v for k, v in self.shifts.items() if k in inside}
 
-        def body(carry: Any, xs: Any) -> Any:
-            inner = _Run(self.seed)
+        def body(carry: Any, step: Any) -> Any:
+            xs, shift = step
+            inner = _Run(self.seed, shift)
             outs = inner.graph(params["jaxpr"], [*consts, *carry, *xs])
             loops.update({k: t.loops + 1 for k, t in inner.taps.items()})
             taps = {k: t.value for k, t in inner.taps.items()}
@@ -179,7 +188,7 @@ class _Run:
         carry, (ys, taps) = jax.lax.scan(
             body,
             start,
-            args[n_const + n_carry :],
+            (args[n_const + n_carry :], shifts),
             length=params["length"],
             reverse=params["reverse"],
         )
@@ -191,7 +200,7 @@ class _Run:
         """A `while_loop` or `cond`, whose taps have no well-defined values."""
 
         def run(graph: _jax.Graph, args: Sequence[Any]) -> list[Any]:
-            inner = _Run(self.seed)
+            inner = _Run(self.seed, {})
             outs = inner.graph(graph, args)
             if inner.taps:
                 raise UnsupportedError(
@@ -212,6 +221,20 @@ class _Run:
             lambda c: run(params["body_jaxpr"], [*body, *c]),
             [jnp.asarray(c) for c in args[n_test + n_body :]],
         )
+
+
+def _tapped_in(graph: _jax.Graph) -> set[str]:
+    """The names of the taps in a graph, and in what it calls."""
+    names: set[str] = set()
+    for equation in graph.equations:
+        name = str(equation.params.get("name", ""))
+        if name.startswith(TAP_PREFIX):
+            names.add(name.removeprefix(TAP_PREFIX))
+        elif equation.name == "scan":
+            names |= _tapped_in(equation.params["jaxpr"])
+        elif inner := called(equation):
+            names |= _tapped_in(inner)
+    return names
 
 
 def _scatter(equation: _jax.Equation, args: list[Any]) -> Any:
