@@ -311,9 +311,7 @@ class Limit:
         forward = self._forward(x, "taps")
         return {k: Statistics(forward[k], g) for k, g in gradients.items()}
 
-    def _gradients(
-        self, x: Any, output: int | tuple[int, ...]
-    ) -> dict[str, jax.Array]:
+    def _gradients(self, x: Any, output: int | tuple[int, ...]) -> dict[str, jax.Array]:
         """The covariances of the gradients at every tap."""
         network = self._limit(x)
         if not network.taps:

@@ -19,6 +19,7 @@ from .program import (
     MatMul,
     Ref,
     TensorProgram,
+    Vector,
     Writer,
     matrix_of,
     width_names,
@@ -227,7 +228,14 @@ class Networks:
         writer, found = Writer(back.program), {}
         unit = unit_of(g, ratios)
         for name, tap in network.taps.items():
+            _check_tap(name, tap, network.program)
             lines = [(adjoint_of(writer, g, r), r) for r, _ in tap.refs]
+            if tap.power < 0 and any(line is not None for line, _ in lines):
+                raise NoLimitError(
+                    f"The gradient at the tap `{name}` diverges like n^{-tap.power} "
+                    f"with the width, as the tap vanishes like n^{tap.power}: tap it "
+                    "before it is divided."
+                )
             refs = tuple(
                 (line, _size(writer, r, tap, ratios) / unit)
                 for line, r in lines
@@ -399,6 +407,15 @@ def _changed(output: Traced, changes: Mapping[Ref, Ref]) -> Traced:
     """The change of an output; without a line where it does not change."""
     refs = tuple((changes[r], w) for r, w in output.refs if r in changes)
     return dataclasses.replace(output, refs=refs)
+
+
+def _check_tap(name: str, tap: Traced, program: TensorProgram) -> None:
+    if not all(isinstance(program.types[r], Vector) for r, _ in tap.refs):
+        raise UnsupportedError(
+            f"The tap `{name}` is no wide vector: the gradient there has no limit, as "
+            "it is random at every width. Take the tap away for the statistics of the "
+            "others."
+        )
 
 
 def _size(writer: Writer, ref: Ref, tap: Traced, ratios: Mapping[str, float]) -> float:

@@ -65,7 +65,8 @@ def run_with_taps(
         x: a batch of inputs.
         seed: a uint32 mixed into the keys of random bits drawn inside `f`.
         shifts: what is added to tapped values, by name, of their shapes (those of
-            loops first). The derivative at zero is the gradient at the tap.
+            loops first). The derivative at zero is the gradient at the tap: of all
+            uses of the tapped value, also where the result of the tap is not used.
 
     Raises:
         InputError: two taps have one name, or `f` does not return one array.
@@ -121,10 +122,19 @@ class _Run:
         self.taps: dict[str, Tapped] = {}
 
     def graph(
-        self, graph: _jax.Graph, args: Sequence[Any], caller: str = ""
+        self,
+        graph: _jax.Graph,
+        args: Sequence[Any],
+        caller: str = "",
+        nested: bool = False,
     ) -> list[Any]:
         values: dict[_jax.Var, Any] = dict(graph.constants)
         values.update(zip(graph.inputs, args, strict=True))
+        moved = _tapped_in(graph) if self.shifts else {}
+        # What a graph is called with is moved by its caller, who may use it as well.
+        for v, names in moved.items():
+            if v in values and not (nested and v in graph.inputs):
+                values[v] = self.moved(values[v], names)
 
         def read(atom: _jax.Atom) -> Any:
             if isinstance(atom, _jax.Var):
@@ -134,18 +144,25 @@ class _Run:
         for equation in graph.equations:
             inputs = [read(v) for v in equation.inputs]
             outputs = self.equation(equation, inputs, caller)
-            values.update(zip(equation.outputs, outputs, strict=True))
+            for v, value in zip(equation.outputs, outputs, strict=True):
+                values[v] = self.moved(value, moved.get(v, ()))
         return [read(v) for v in graph.outputs]
+
+    def moved(self, value: Any, names: Sequence[str]) -> Any:
+        """A value with the shifts of its taps."""
+        for name in names:
+            if name in self.shifts:
+                value = value + self.shifts[name]
+        return value
 
     def equation(
         self, equation: _jax.Equation, args: list[Any], caller: str
     ) -> Sequence[Any]:
-        name, params = equation.name, equation.params
-        if str(params.get("name", "")).startswith(TAP_PREFIX):
-            tapped = params["name"].removeprefix(TAP_PREFIX)
+        name = equation.name
+        if tapped := _tap_of(equation):
             # JAX traces a tap of one name and shape once, and keeps that source.
             self.record(tapped, Tapped(args[0], 0), caller or equation.source)
-            return [args[0] + self.shifts[tapped] if tapped in self.shifts else args[0]]
+            return args[: len(equation.outputs)]
         if name == "random_bits":
             return _jax.bind(equation, [_mix(args[0], self.seed)])
         if name in _SCATTER:
@@ -157,7 +174,7 @@ class _Run:
         inner = called(equation)
         if inner is None:
             return _jax.bind(equation, args)
-        return self.graph(inner, args, equation.source or caller)
+        return self.graph(inner, args, equation.source or caller, nested=True)
 
     def record(self, name: str, value: Tapped, source: str) -> None:
         if name in self.taps:
@@ -173,7 +190,7 @@ class _Run:
         n_const, n_carry = params["num_consts"], params["num_carry"]
         consts, carry = args[:n_const], args[n_const : n_const + n_carry]
         loops: dict[str, int] = {}
-        inside = _tapped_in(params["jaxpr"])
+        inside = _names_in(params["jaxpr"])
         shifts = {k: v for k, v in self.shifts.items() if k in inside}
 
         def body(carry: Any, step: Any) -> Any:
@@ -223,18 +240,43 @@ class _Run:
         )
 
 
-def _tapped_in(graph: _jax.Graph) -> set[str]:
+def _tap_of(equation: _jax.Equation) -> str | None:
+    """The name of the tap that a call is."""
+    name = str(equation.params.get("name", ""))
+    return name.removeprefix(TAP_PREFIX) if name.startswith(TAP_PREFIX) else None
+
+
+def _names_in(graph: _jax.Graph) -> set[str]:
     """The names of the taps in a graph, and in what it calls."""
     names: set[str] = set()
     for equation in graph.equations:
-        name = str(equation.params.get("name", ""))
-        if name.startswith(TAP_PREFIX):
-            names.add(name.removeprefix(TAP_PREFIX))
+        if name := _tap_of(equation):
+            names.add(name)
         elif equation.name == "scan":
-            names |= _tapped_in(equation.params["jaxpr"])
+            names |= _names_in(equation.params["jaxpr"])
         elif inner := called(equation):
-            names |= _tapped_in(inner)
+            names |= _names_in(inner)
     return names
+
+
+def _tapped_in(graph: _jax.Graph) -> dict[_jax.Var, list[str]]:
+    """The variables of a graph that are tapped, in it or in what it calls."""
+    found: dict[_jax.Var, list[str]] = {}
+    for equation in graph.equations:
+        if name := _tap_of(equation):
+            pairs = [(equation.inputs[0], [name])]
+        elif inner := called(equation):
+            inside = _tapped_in(inner)
+            pairs = [
+                (outer, inside.get(v, []))
+                for outer, v in zip(equation.inputs, inner.inputs, strict=True)
+            ]
+        else:
+            continue
+        for v, names in pairs:
+            if isinstance(v, _jax.Var) and names:
+                found.setdefault(v, []).extend(names)
+    return found
 
 
 def _scatter(equation: _jax.Equation, args: list[Any]) -> Any:
