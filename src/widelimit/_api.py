@@ -123,7 +123,9 @@ class Statistics:
     Attributes:
         forward: E[Z^h Z^h'], the limit of (1/n_h) sum h h', shape (N, N, *I, *I').
         gradient: E[Z^dh Z^dh'] of dh = sqrt(n_h) df/dh, the limit of the sum of
-            df/dh df'/dh', of the same shape.
+            df/dh df'/dh', of the same shape. All uses of h count; of a tap that puts
+            other quantities side by side, or reads some of their positions, all uses
+            of those.
     """
 
     forward: jax.Array
