@@ -25,12 +25,12 @@ from .asymptotics import Engine, Side
 from .kernels import BlockKernel, PairKernel, averaged
 from .program import TensorProgram
 from .report import (
-    Correction,
     Explanation,
     Formula,
-    corrections,
+    GradientReport,
     explain,
     formula,
+    gradient_report,
 )
 from .trace import Constant, Network, Normal, path_name
 
@@ -355,26 +355,27 @@ class Limit:
         Orders in n, growth classes and ranks, how expectations are computed, and
         gradient independence: for every product with a matrix in the network and in
         its backward pass, whether its dependence on the uses of the transpose
-        vanishes, and how much it changes if not.
+        vanishes; if not, which term is left, why, and how much it changes. And the
+        hypotheses of the theorems on gradients: `.hypotheses`.
         """
         x = self._inputs(x, "x")
-        found, no_gradient = (), ""
+        found, no_gradient = None, ""
         try:
-            found = self._corrections(x)
+            found = self._gradient_report(x)
         except (UnsupportedError, InvalidProgramError) as error:
             no_gradient = str(error)
         return explain(
             self._engine(x), self._limit(x), self._traced(x).program, found, no_gradient
         )
 
-    def _corrections(self, x: Any) -> tuple[Correction, ...]:
+    def _gradient_report(self, x: Any) -> GradientReport:
         """What theorem 6 adds to the products of the network, for the first input."""
         batch, dtype = self._networks.is_coupled(x), _dtype(x)
-        program, products = self._networks.products(struct_of(x), batch)
+        back, program = self._networks.products(struct_of(x), batch)
         inputs = _cast(jax.tree.map(lambda a: a if batch else a[:1], x), dtype)
         shared = self._networks.shared(dtype)
         side = Side(program, {**shared, **_named(inputs, whole=True)})
-        return corrections(Engine([side], dtype=dtype), products)
+        return gradient_report(Engine([side], dtype=dtype), back, program)
 
     def order(self, x: Any) -> dict[str, Fraction]:
         """The power of n of the output and of every tap, by name; 0 has a limit."""

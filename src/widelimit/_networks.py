@@ -16,15 +16,13 @@ from ._errors import InputError, NoLimitError, ShapeMismatchError, UnsupportedEr
 from ._jax import is_concrete
 from .kernels import Gradient, Quantities
 from .program import (
-    MatMul,
     Ref,
     TensorProgram,
     Vector,
     Writer,
-    matrix_of,
     width_names,
 )
-from .report import Product
+from .report import BackwardPass, backward_pass
 from .trace import (
     Constant,
     Network,
@@ -195,31 +193,19 @@ class Networks:
         self._check_derivatives(x, batch)
         return network, backprop(network.program, [out.refs[0][0]])
 
-    def products(self, x: Any, batch: bool) -> tuple[TensorProgram, list[Product]]:
+    def products(self, x: Any, batch: bool) -> tuple[BackwardPass, TensorProgram]:
         """The products with matrices of the network and its backward pass.
 
         Returns:
-            An equivalent program without transposes, and its products.
+            The backward pass, and an equivalent program without transposes, which the
+            products refer to.
         """
         network, back = self.backward(x, batch)
         ratios = self._ratios(network.program)
         program = at_ratios(back.program, ratios)
-        done = detranspose(program, ratios)
-        found = []
-        for ref, line in enumerate(program.lines):
-            if isinstance(line, MatMul):
-                matrix, transposed = matrix_of(program.lines, line.matrix)
-                one = Product(
-                    line=line.name,
-                    matrix=program.lines[matrix].name,
-                    transposed=transposed,
-                    backward=ref >= len(network.program),
-                    ref=done.place[ref],
-                    hat=done.hats.get(ref),
-                    source=line.source,
-                )
-                found.append(one)
-        return done.program, found
+        return backward_pass(
+            program, len(network.program), detranspose(program, ratios)
+        )
 
     def _gradients(self, x: Any, batch: bool) -> Quantities:
         """The adjoints of the taps, by the backward pass of the program."""
