@@ -25,12 +25,12 @@ from .asymptotics import Engine, Side
 from .kernels import BlockKernel, PairKernel, averaged, mean_of
 from .program import TensorProgram
 from .report import (
-    Correction,
     Explanation,
     Formula,
-    corrections,
+    GradientReport,
     explain,
     formula,
+    gradient_report,
 )
 from .trace import Constant, Network, Normal, path_name
 
@@ -126,7 +126,9 @@ class Statistics:
     Attributes:
         forward: E[Z^h Z^h'], the limit of (1/n_h) sum h h', shape (N, N, *I, *I').
         gradient: E[Z^dh Z^dh'] of dh = sqrt(n_h) df/dh, the limit of the sum of
-            df/dh df'/dh', of the same shape.
+            df/dh df'/dh', of the same shape. All uses of h count; of a tap that puts
+            other quantities side by side, or reads some of their positions, all uses
+            of those.
     """
 
     forward: jax.Array
@@ -302,6 +304,11 @@ class Limit:
             self._means[key] = jax.jit(one if batch else each)
         return self._means[key](shared, x)
 
+    def _mean_beside(self, x: Any, covariance: Any) -> dict[str, Any]:
+        """The mean of the output for `check`, unless it is zero beside rounding."""
+        mean, size = self.mean(x), jnp.sqrt(jnp.max(covariance))
+        return {"output:mean": mean} if jnp.abs(mean).max() > _ROUNDING * size else {}
+
     def coupled(self, x: Any) -> bool:
         """Whether inputs of a batch interact; each data set is then one batch."""
         return self._networks.is_coupled(self._inputs(x, "x"))
@@ -347,6 +354,12 @@ class Limit:
             Schoenholz et al. (2017), https://arxiv.org/abs/1611.01232.
         """
         x = self._inputs(x, "x")
+        gradients = self._gradients(x, output)
+        forward = self._forward(x, "taps")
+        return {k: Statistics(forward[k], g) for k, g in gradients.items()}
+
+    def _gradients(self, x: Any, output: int | tuple[int, ...]) -> dict[str, jax.Array]:
+        """The covariances of the gradients at every tap."""
         network = self._limit(x)
         if not network.taps:
             raise InputError(
@@ -364,12 +377,8 @@ class Limit:
                 f"`output` should be a position among the axes {tuple(free)} of the "
                 f"output that are not averaged, got {output!r}."
             )
-        forward = self._forward(x, "taps")
         found = self._compute(x, None, None, "gradients")
-        return {
-            name: Statistics(forward[name], _at_output(found[f"gradient:{name}"], at))
-            for name in network.taps
-        }
+        return {k: _at_output(found[f"gradient:{k}"], at) for k in network.taps}
 
     # What it is -----------------------------------------------------------------------
 
@@ -391,26 +400,27 @@ class Limit:
         Orders in n, growth classes and ranks, how expectations are computed, and
         gradient independence: for every product with a matrix in the network and in
         its backward pass, whether its dependence on the uses of the transpose
-        vanishes, and how much it changes if not.
+        vanishes; if not, which term is left, why, and how much it changes. And the
+        hypotheses of the theorems on gradients: `.hypotheses`.
         """
         x = self._inputs(x, "x")
-        found, no_gradient = (), ""
+        found, no_gradient = None, ""
         try:
-            found = self._corrections(x)
+            found = self._gradient_report(x)
         except (UnsupportedError, InvalidProgramError) as error:
             no_gradient = str(error)
         return explain(
             self._engine(x), self._limit(x), self._traced(x).program, found, no_gradient
         )
 
-    def _corrections(self, x: Any) -> tuple[Correction, ...]:
+    def _gradient_report(self, x: Any) -> GradientReport:
         """What theorem 6 adds to the products of the network, for the first input."""
         batch, dtype = self._networks.is_coupled(x), _dtype(x)
-        program, products = self._networks.products(struct_of(x), batch)
+        back, program = self._networks.products(struct_of(x), batch)
         inputs = _cast(jax.tree.map(lambda a: a if batch else a[:1], x), dtype)
         shared = self._networks.shared(dtype)
         side = Side(program, {**shared, **_named(inputs, whole=True)})
-        return corrections(Engine([side], dtype=dtype), products)
+        return gradient_report(Engine([side], dtype=dtype), back, program)
 
     def order(self, x: Any) -> dict[str, Fraction]:
         """The power of n of the output and of every tap, by name; 0 has a limit."""
@@ -483,6 +493,8 @@ class Limit:
         progress: Any = None,
         *,
         ntk: bool = False,
+        gradients: bool = False,
+        output: int | tuple[int, ...] = (),
     ) -> finite.Check:
         """Compare the limit with real networks of several widths.
 
@@ -493,20 +505,35 @@ class Limit:
             key: a JAX random key; fixed if None.
             progress: called as `progress(done, all)`.
             ntk: compare the tangent kernel, too.
+            gradients: compare the gradients at the taps, too, as `statistics` has
+                them: a quantity "gradient:h" for every tap h.
+            output: the position of the output that is differentiated there, as for
+                `statistics`.
 
         Returns:
             The comparison: `.passed`, `.table()`, `.plot(path)`, printed by `str`.
+
+        Raises:
+            NoLimitError: a tap, the output or what else is asked for diverges. An
+                output sqrt(n) times a mean has gradients and a tangent kernel
+                nevertheless, and is left out where one of them is asked for.
+            UnsupportedError: as for `ntk` and `statistics`.
+            InputError: as for `statistics`; too few seeds; widths that do not fit.
         """
         x = self._inputs(x, "x")
-        predicted = self.forward(x)
-        mean = self.mean(x)
-        if jnp.max(jnp.abs(mean)) > _ROUNDING * jnp.sqrt(jnp.max(predicted["output"])):
-            predicted["output:mean"] = mean
+        no_output = (ntk or gradients) and is_mean(self._limit(x).output)
+        predicted = self._forward(x, *(() if no_output else ("nngp",)), "taps")
+        if not no_output:
+            predicted |= self._mean_beside(x, predicted["output"])
         if ntk:
             predicted["ntk"] = self.ntk(x)
+        if gradients:
+            found = self._gradients(x, output)
+            predicted |= {f"{finite.GRADIENT}{name}": k for name, k in found.items()}
         return finite.check(
             self.f, self.params, x, predicted, widths, seeds, key, progress=progress,
             trace_axes=self.trace_axes, one_batch=self._networks.is_one_batch,
+            output=(output,) if isinstance(output, int) else output,
         )  # fmt: skip
 
     # Data ----

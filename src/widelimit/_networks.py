@@ -16,14 +16,13 @@ from ._errors import InputError, NoLimitError, ShapeMismatchError, UnsupportedEr
 from ._jax import is_concrete
 from .kernels import Gradient, Quantities
 from .program import (
-    MatMul,
     Ref,
     TensorProgram,
+    Vector,
     Writer,
-    matrix_of,
     width_names,
 )
-from .report import Product
+from .report import BackwardPass, backward_pass
 from .trace import (
     Constant,
     Network,
@@ -199,31 +198,19 @@ class Networks:
         self._check_derivatives(x, batch)
         return network, backprop(network.program, [out.refs[0][0]])
 
-    def products(self, x: Any, batch: bool) -> tuple[TensorProgram, list[Product]]:
+    def products(self, x: Any, batch: bool) -> tuple[BackwardPass, TensorProgram]:
         """The products with matrices of the network and its backward pass.
 
         Returns:
-            An equivalent program without transposes, and its products.
+            The backward pass, and an equivalent program without transposes, which the
+            products refer to.
         """
         network, back = self.backward(x, batch)
         ratios = self._ratios(network.program)
         program = at_ratios(back.program, ratios)
-        done = detranspose(program, ratios)
-        found = []
-        for ref, line in enumerate(program.lines):
-            if isinstance(line, MatMul):
-                matrix, transposed = matrix_of(program.lines, line.matrix)
-                one = Product(
-                    line=line.name,
-                    matrix=program.lines[matrix].name,
-                    transposed=transposed,
-                    backward=ref >= len(network.program),
-                    ref=done.place[ref],
-                    hat=done.hats.get(ref),
-                    source=line.source,
-                )
-                found.append(one)
-        return done.program, found
+        return backward_pass(
+            program, len(network.program), detranspose(program, ratios)
+        )
 
     def _gradients(self, x: Any, batch: bool) -> Quantities:
         """The adjoints of the taps, by the backward pass of the program."""
@@ -232,7 +219,14 @@ class Networks:
         writer, found = Writer(back.program), {}
         unit = unit_of(g, ratios)
         for name, tap in network.taps.items():
+            _check_tap(name, tap, network.program)
             lines = [(adjoint_of(writer, g, r), r) for r, _ in tap.refs]
+            if tap.power < 0 and any(line is not None for line, _ in lines):
+                raise NoLimitError(
+                    f"The gradient at the tap `{name}` diverges like n^{-tap.power} "
+                    f"with the width, as the tap vanishes like n^{tap.power}: tap it "
+                    "before it is divided."
+                )
             refs = tuple(
                 (line, _size(writer, r, tap, ratios) / unit)
                 for line, r in lines
@@ -404,6 +398,15 @@ def _changed(output: Traced, changes: Mapping[Ref, Ref]) -> Traced:
     """The change of an output; without a line where it does not change."""
     refs = tuple((changes[r], w) for r, w in output.refs if r in changes)
     return dataclasses.replace(output, refs=refs)
+
+
+def _check_tap(name: str, tap: Traced, program: TensorProgram) -> None:
+    if not all(isinstance(program.types[r], Vector) for r, _ in tap.refs):
+        raise UnsupportedError(
+            f"The tap `{name}` is no wide vector: the gradient there has no limit, as "
+            "it is random at every width. Take the tap away for the statistics of the "
+            "others."
+        )
 
 
 def _size(writer: Writer, ref: Ref, tap: Traced, ratios: Mapping[str, float]) -> float:

@@ -2,7 +2,8 @@
 
 For every width and seed a network is drawn and run. At each tap its empirical second
 moment is (1/n) sum_a h_a h'_a; at the output it is the average of f f' over the last
-axis (and over several draws of the readout, where the output has few columns). Single
+axis (and over several draws of the readout, where the output has few columns). For the
+gradient at a tap it is sum_a df/dh_a df'/dh'_a, averaged over the last axis too. Single
 networks deviate from the limit like n**-0.5 where the moment averages over a width.
 The average over seeds deviates by its standard error and by a bias of order 1/n, so
 the verdict is taken at the largest width.
@@ -19,6 +20,7 @@ import numpy as np
 from .._errors import InputError, ShapeMismatchError
 from ..trace._declare import Constant, Normal, trial_shape, widths_in
 from ._ensemble import MEAN, Ensemble
+from ._gradients import GRADIENT, Gradients
 from ._moments import Layout, layouts
 from ._network import FiniteNetwork
 from ._report import Check, Row
@@ -38,6 +40,7 @@ def check(
     *,
     trace_axes: Sequence[int] = (-1,),
     one_batch: Callable[[Any], bool] | None = None,
+    output: Sequence[int] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Check:
     """Compare predicted second moments with those of finite networks.
@@ -53,12 +56,15 @@ def check(
         predicted: by name of the tap, or "output", the second moment in the limit, of
             shape (N, N, *I, *I'). That of the output is its covariance; where the
             output has a mean, give that as "output:mean", of the output's shape. "ntk"
-            is its tangent kernel.
+            is its tangent kernel, and "gradient:tap" the second moment of
+            sqrt(n) df/dtap.
         widths: values of the common scale; a width is its ratio times that.
         seeds: networks at each width.
         key: a JAX random key; `jax.random.key(0)` if None.
         trace_axes: axes of the output to average over.
-        one_batch: for the tangent kernel, see `at`.
+        one_batch: for the tangent kernel and gradients, see `at`.
+        output: the position of the output f whose gradients are compared, among the
+            axes that are not those of the inputs and not averaged.
         progress: called with the networks done so far and their total number.
 
     Raises:
@@ -73,7 +79,19 @@ def check(
     found, left_out = layouts(
         lambda factor, more: nets[0].wider(factor).shapes(more), trace_axes
     )
+    taps = {k: v for k, v in found.items() if GRADIENT + k in predicted}
+    gradients = None
+    if taps:
+        if len(output) != len(found["output"].index):
+            raise InputError(
+                "Gradients are of one position of the output: give `output`, one index "
+                f"for each of its axes {found['output'].positions[1:]}, got {output!r}."
+            )
+        coupled = one_batch is None or one_batch(x)
+        gradients = Gradients(taps, found["output"], tuple(output), coupled)
+    found |= {GRADIENT + k: layout for k, layout in taps.items()}
     compared = {name: k for name, k in found.items() if name in predicted}
+    seconds = {name: k for name, k in compared.items() if not name.startswith(GRADIENT)}
     goals = _goals(predicted, found, left_out)
     epsilon = float(jnp.finfo(nets[0].dtype).eps)
     runs: list[dict[str, Running]] = []
@@ -83,7 +101,7 @@ def check(
         network = FiniteNetwork(
             f, params, sizes[i], trace_axes=trace_axes, one_batch=one_batch
         )
-        for s, one in enumerate(net.moments(compared, rngs, MEAN in goals)):
+        for s, one in enumerate(net.moments(seconds, rngs, MEAN in goals, gradients)):
             if NTK in goals:
                 theta = network.draw(jax.random.fold_in(key, scales[i] * seeds + s))
                 kernel = _square(NTK, network.ntk(theta, x), found["output"])
@@ -183,6 +201,7 @@ def _goals(
     """The distinct predicted entries and their natural size, by name."""
     unknown = [k for k in predicted if k not in found and k not in left_out]
     unknown = [k for k in unknown if k not in (MEAN, NTK)]
+    unknown = [k for k in unknown if k.removeprefix(GRADIENT) not in left_out]
     if unknown or not set(predicted) & {*found, NTK}:
         given = ", ".join(map(repr, predicted)) or "nothing"
         raise InputError(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..trace._declare import Constant, Normal, fan_in_root, trial_shape, widths_are
+from ._gradients import Gradients
 from ._moments import Layout, flat, gram
 from ._readout import draws, redrawn
 from ._taps import Tapped, graph_of, run_with_taps
@@ -49,7 +50,11 @@ class Ensemble:
         return dataclasses.replace(self, sizes=sizes)
 
     def run(
-        self, arrays: Sequence[Any], x: Any, bits: Any
+        self,
+        arrays: Sequence[Any],
+        x: Any,
+        bits: Any,
+        shifts: Mapping[str, Any] | None = None,
     ) -> tuple[Any, dict[str, Tapped]]:
         """Output and taps of one network; `arrays` has None for other parameters."""
         theta = self.tree.unflatten(
@@ -57,7 +62,7 @@ class Ensemble:
             for leaf, array in zip(self.leaves, arrays, strict=True)
         )
         with widths_are(self.sizes):
-            return run_with_taps(self.f, theta, x, bits)
+            return run_with_taps(self.f, theta, x, bits, shifts)
 
     def shapes(self, more: int = 0) -> tuple[Any, dict[str, Tapped]]:
         """Shapes of the output and the taps, with some inputs more."""
@@ -75,8 +80,12 @@ class Ensemble:
         layouts: Mapping[str, Layout],
         rngs: Sequence[np.random.Generator],
         with_mean: bool,
+        gradients: Gradients | None = None,
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Second moments (and the mean of the output) of one network after another."""
+        """Second moments (and the mean of the output) of one network after another.
+
+        Those of gradients, where they are asked for, have names "gradient:tap".
+        """
         place = self.readout() if "output" in layouts else None
         repeats = 1 if place is None else draws(layouts["output"].columns)
 
@@ -88,9 +97,19 @@ class Ensemble:
                 return self.run(mine, x, bits)
 
             outputs, taps = jax.vmap(run)(readouts)
-            return _summary(outputs, taps, layouts, with_mean)
+            found = _summary(outputs, taps, layouts, with_mean)
+            if gradients is not None:
+                mine = list(arrays)
+                if place is not None:
+                    mine[place] = readouts[0]
+                found |= gradients.moments(
+                    lambda shifts: self.run(mine, x, bits, shifts)[0],
+                    {name: tapped.value[0] for name, tapped in taps.items()},
+                    bits,
+                )
+            return found
 
-        chunk = self._chunk(len(rngs), repeats)
+        chunk = self._chunk(len(rngs), repeats + (2 if gradients else 0))
         # One network alone is not mapped: convolutions with mapped filters are slow.
         many: Any = one if chunk == 1 else jax.vmap(one, in_axes=(0, 0, 0, None))
         run: Any = jax.jit(many)

@@ -6,7 +6,7 @@ with a key of its own are made fresh for every seed on the way.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,7 +51,11 @@ jax.tree_util.register_dataclass(
 
 
 def run_with_taps(
-    f: Callable[..., Any], theta: Any, x: Any, seed: Any
+    f: Callable[..., Any],
+    theta: Any,
+    x: Any,
+    seed: Any,
+    shifts: Mapping[str, Any] | None = None,
 ) -> tuple[Any, dict[str, Tapped]]:
     """The output of `f(theta, x)` and every tapped value, by name.
 
@@ -60,13 +64,16 @@ def run_with_taps(
         theta: its arrays.
         x: a batch of inputs.
         seed: a uint32 mixed into the keys of random bits drawn inside `f`.
+        shifts: what is added to tapped values, by name, of their shapes (those of
+            loops first). The derivative at zero is the gradient at the tap: of all
+            uses of the tapped value, also where the result of the tap is not used.
 
     Raises:
         InputError: two taps have one name, or `f` does not return one array.
         UnsupportedError: a tap inside a `while_loop` or `cond`.
     """
     graph, arrays = graph_of(f, theta, x)
-    run = _Run(seed)
+    run = _Run(seed, shifts or {})
     (output,) = run.graph(graph, [jnp.asarray(a) for a in arrays])
     return output, run.taps
 
@@ -108,17 +115,26 @@ def called(equation: _jax.Equation) -> _jax.Graph | None:
 
 
 class _Run:
-    """Evaluates graphs, collecting taps."""
+    """Evaluates graphs, collecting taps and shifting their values."""
 
-    def __init__(self, seed: Any) -> None:
-        self.seed = seed
+    def __init__(self, seed: Any, shifts: Mapping[str, Any]) -> None:
+        self.seed, self.shifts = seed, shifts
         self.taps: dict[str, Tapped] = {}
 
     def graph(
-        self, graph: _jax.Graph, args: Sequence[Any], caller: str = ""
+        self,
+        graph: _jax.Graph,
+        args: Sequence[Any],
+        caller: str = "",
+        nested: bool = False,
     ) -> list[Any]:
         values: dict[_jax.Var, Any] = dict(graph.constants)
         values.update(zip(graph.inputs, args, strict=True))
+        moved = _tapped_in(graph) if self.shifts else {}
+        # What a graph is called with is moved by its caller, who may use it as well.
+        for v, names in moved.items():
+            if v in values and not (nested and v in graph.inputs):
+                values[v] = self.moved(values[v], names)
 
         def read(atom: _jax.Atom) -> Any:
             if isinstance(atom, _jax.Var):
@@ -128,15 +144,22 @@ class _Run:
         for equation in graph.equations:
             inputs = [read(v) for v in equation.inputs]
             outputs = self.equation(equation, inputs, caller)
-            values.update(zip(equation.outputs, outputs, strict=True))
+            for v, value in zip(equation.outputs, outputs, strict=True):
+                values[v] = self.moved(value, moved.get(v, ()))
         return [read(v) for v in graph.outputs]
+
+    def moved(self, value: Any, names: Sequence[str]) -> Any:
+        """A value with the shifts of its taps."""
+        for name in names:
+            if name in self.shifts:
+                value = value + self.shifts[name]
+        return value
 
     def equation(
         self, equation: _jax.Equation, args: list[Any], caller: str
     ) -> Sequence[Any]:
-        name, params = equation.name, equation.params
-        if str(params.get("name", "")).startswith(TAP_PREFIX):
-            tapped = params["name"].removeprefix(TAP_PREFIX)
+        name = equation.name
+        if tapped := _tap_of(equation):
             # JAX traces a tap of one name and shape once, and keeps that source.
             self.record(tapped, Tapped(args[0], 0), caller or equation.source)
             return args[: len(equation.outputs)]
@@ -151,7 +174,7 @@ class _Run:
         inner = called(equation)
         if inner is None:
             return _jax.bind(equation, args)
-        return self.graph(inner, args, equation.source or caller)
+        return self.graph(inner, args, equation.source or caller, nested=True)
 
     def record(self, name: str, value: Tapped, source: str) -> None:
         if name in self.taps:
@@ -167,9 +190,12 @@ class _Run:
         n_const, n_carry = params["num_consts"], params["num_carry"]
         consts, carry = args[:n_const], args[n_const : n_const + n_carry]
         loops: dict[str, int] = {}
+        inside = _names_in(params["jaxpr"])
+        shifts = {k: v for k, v in self.shifts.items() if k in inside}
 
-        def body(carry: Any, xs: Any) -> Any:
-            inner = _Run(self.seed)
+        def body(carry: Any, step: Any) -> Any:
+            xs, shift = step
+            inner = _Run(self.seed, shift)
             outs = inner.graph(params["jaxpr"], [*consts, *carry, *xs])
             loops.update({k: t.loops + 1 for k, t in inner.taps.items()})
             taps = {k: t.value for k, t in inner.taps.items()}
@@ -179,7 +205,7 @@ class _Run:
         carry, (ys, taps) = jax.lax.scan(
             body,
             start,
-            args[n_const + n_carry :],
+            (args[n_const + n_carry :], shifts),
             length=params["length"],
             reverse=params["reverse"],
         )
@@ -191,7 +217,7 @@ class _Run:
         """A `while_loop` or `cond`, whose taps have no well-defined values."""
 
         def run(graph: _jax.Graph, args: Sequence[Any]) -> list[Any]:
-            inner = _Run(self.seed)
+            inner = _Run(self.seed, {})
             outs = inner.graph(graph, args)
             if inner.taps:
                 raise UnsupportedError(
@@ -212,6 +238,45 @@ class _Run:
             lambda c: run(params["body_jaxpr"], [*body, *c]),
             [jnp.asarray(c) for c in args[n_test + n_body :]],
         )
+
+
+def _tap_of(equation: _jax.Equation) -> str | None:
+    """The name of the tap that a call is."""
+    name = str(equation.params.get("name", ""))
+    return name.removeprefix(TAP_PREFIX) if name.startswith(TAP_PREFIX) else None
+
+
+def _names_in(graph: _jax.Graph) -> set[str]:
+    """The names of the taps in a graph, and in what it calls."""
+    names: set[str] = set()
+    for equation in graph.equations:
+        if name := _tap_of(equation):
+            names.add(name)
+        elif equation.name == "scan":
+            names |= _names_in(equation.params["jaxpr"])
+        elif inner := called(equation):
+            names |= _names_in(inner)
+    return names
+
+
+def _tapped_in(graph: _jax.Graph) -> dict[_jax.Var, list[str]]:
+    """The variables of a graph that are tapped, in it or in what it calls."""
+    found: dict[_jax.Var, list[str]] = {}
+    for equation in graph.equations:
+        if name := _tap_of(equation):
+            pairs = [(equation.inputs[0], [name])]
+        elif inner := called(equation):
+            inside = _tapped_in(inner)
+            pairs = [
+                (outer, inside.get(v, []))
+                for outer, v in zip(equation.inputs, inner.inputs, strict=True)
+            ]
+        else:
+            continue
+        for v, names in pairs:
+            if isinstance(v, _jax.Var) and names:
+                found.setdefault(v, []).extend(names)
+    return found
 
 
 def _scatter(equation: _jax.Equation, args: list[Any]) -> Any:

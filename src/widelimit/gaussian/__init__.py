@@ -9,6 +9,9 @@ from ._estimate import Estimate as Estimate
 from ._expect import expect as expect
 from ._expect import is_exact as is_exact
 from ._expect import route as route
+from ._growth import Signs as Signs
 from ._growth import growth as growth
+from ._growth import is_positive as is_positive
+from ._growth import is_singular as is_singular
 from ._host import estimate as estimate
 from ._jumps import may_jump as may_jump

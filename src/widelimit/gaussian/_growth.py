@@ -48,46 +48,98 @@ class _Range:
 _BOUNDED = _Range(None, None)
 
 
-def growth(f: Expr, argument: int = 0) -> str:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Signs:
+    """What is known of the arguments of a function.
+
+    Attributes:
+        nonnegative: those that are at least 0.
+        positive: those that stay above a positive constant.
+    """
+
+    nonnegative: frozenset[int] = frozenset()
+    positive: frozenset[int] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _At:
+    """The argument that grows, all that move, and what is known of them."""
+
+    argument: int
+    moving: frozenset[int]
+    known: Signs
+
+
+def growth(f: Expr, argument: int = 0, known: Signs | None = None) -> str:
     """The growth class of a function of one argument, the others held fixed.
+
+    Args:
+        f: the function.
+        argument: the number of the argument.
+        known: the signs of arguments, where something is known of them.
 
     Returns:
         "bounded"; "polynomial", |f| <= C (1 + |x|)^p; "controlled",
         |f| <= exp(c + C |x|^alpha) with alpha < 2; or "beyond", when none of these
         could be shown.
     """
-    worst = max(_range(f, argument, side).size for side in (1, -1))
+    at = _At(argument, frozenset({argument}), known or Signs())
+    worst = max(_range(f, at, side).size for side in (1, -1))
     kind, power = worst
     if kind == 0:
         return "bounded" if power <= 0 else "polynomial"
     return "controlled" if kind == 1 and power < 2 else "beyond"
 
 
-def _range(e: Expr, argument: int, side: int) -> _Range:
+def is_singular(f: Expr, argument: int = 0, known: Signs | None = None) -> bool:
+    """Whether a function may be infinite or undefined at a finite argument."""
+    at = _At(argument, frozenset({argument}), known or Signs())
+
+    def pole(e: Expr) -> bool:
+        if not isinstance(e, Call):
+            return False
+        return _has_pole(e.op, e.args, at) or any(pole(a) for a in e.args)
+
+    return pole(f)
+
+
+def is_positive(f: Expr, moving: frozenset[int], known: Signs) -> bool:
+    """Whether a function of several arguments surely stays above a positive constant.
+
+    Args:
+        f: the function.
+        moving: its arguments; others are fixed numbers, which are not 0.
+        known: the signs of arguments, where something is known of them.
+    """
+    at = _At(-1, moving, known)
+    return _positive(f, at) and _nonnegative(f, at)
+
+
+def _range(e: Expr, at: _At, side: int) -> _Range:
     match e:
-        case Arg(i) if i == argument:
+        case Arg(i) if i == at.argument:
             part: Magnitude = (0, 1.0)
             return _Range(None, part, 1.0) if side > 0 else _Range(part, None, 1.0)
         case Arg() | Const():
             return _BOUNDED
         case Call("select", (Call("ne", (p, q)), value, _)) if p == q:
-            return _range(value, argument, side)
+            return _range(value, at, side)
         case Call("select", (which, no, yes)) if (
-            known := _truth(which, argument, side)
+            known := _truth(which, at, side)
         ) is not None:
-            return _range(yes if known else no, argument, side)
+            return _range(yes if known else no, at, side)
         case Call(op, args):
-            inner = tuple(_range(a, argument, side) for a in args)
-            if _has_pole(op, args, argument):
+            inner = tuple(_range(a, at, side) for a in args)
+            if _has_pole(op, args, at):
                 return _Range(_BEYOND, _BEYOND)
             return _operation(op, args, inner)
 
 
-def _truth(which: Expr, argument: int, side: int) -> bool | None:
+def _truth(which: Expr, at: _At, side: int) -> bool | None:
     """Whether a comparison holds for all large |x| on one side, if known."""
     match which:
         case Call("gt" | "ge" | "lt" | "le" as op, (x, y)):
-            gap = _range(Call("sub", (x, y)), argument, side)
+            gap = _range(Call("sub", (x, y)), at, side)
             sign = _sign(gap)
             return None if sign == 0 else (sign > 0) == (op in ("gt", "ge"))
     return None
@@ -148,49 +200,60 @@ def _operation(op: str, args: tuple[Expr, ...], inner: tuple[_Range, ...]) -> _R
     return _Range(_BEYOND, _BEYOND)
 
 
-def _has_pole(op: str, args: tuple[Expr, ...], argument: int) -> bool:
+def _has_pole(op: str, args: tuple[Expr, ...], at: _At) -> bool:
     """Whether the operation may be infinite or undefined at a finite argument."""
+    if not any(used(a) & at.moving for a in args):
+        return False  # a fixed number, which the caller keeps finite
     match op, args:
         case "div", (_, below):
-            return not _away_from_zero(below, argument)
+            return not _away_from_zero(below, at)
         case "pow", (x, Const(n)) if float(n).is_integer():
-            return n < 0 and not _away_from_zero(x, argument)
+            return n < 0 and not _away_from_zero(x, at)
         case "pow", (x, Const(n)):
-            return not (_away_from_zero if n < 0 else _nonnegative)(x, argument)
+            return not (_away_from_zero if n < 0 else _nonnegative)(x, at)
         case ("pow", (x, _)) | (("log" | "rsqrt" | "lgamma" | "digamma"), (x,)):
-            return not _away_from_zero(x, argument)
+            return not _away_from_zero(x, at)
         case (("log1p" | "sqrt"), (x,)):
-            return not _nonnegative(x, argument)
+            return not _nonnegative(x, at)
         case (("atanh" | "erf_inv" | "tan" | "acosh"), (x,)):
-            return argument in used(x)
+            return at.argument in used(x)
     return False
 
 
-def _away_from_zero(e: Expr, argument: int) -> bool:
+def _away_from_zero(e: Expr, at: _At) -> bool:
     """Whether `e` is known to stay above a positive constant, in a few spellings."""
     match e:
         case Const(value):
             return value != 0.0
         case Arg(i):
             # A parameter is a fixed number, which the caller keeps from 0.
-            return i != argument
+            return i in at.known.positive or i not in at.moving
         case Call("add", (x, y)):
-            return (_away_from_zero(x, argument) and _nonnegative(y, argument)) or (
-                _nonnegative(x, argument) and _away_from_zero(y, argument)
+            return (_positive(x, at) and _nonnegative(y, at)) or (
+                _nonnegative(x, at) and _positive(y, at)
             )
         case Call("max", (x, y)):
             return any(isinstance(z, Const) and z.value > 0 for z in (x, y))
         case Call("sqrt" | "abs", (x,)):
-            return _away_from_zero(x, argument)
+            return _away_from_zero(x, at)
+        case Call("pow", (x, Const(n))):
+            return n > 0 and _away_from_zero(x, at)
         case Call("mul", (x, y)):
-            return _away_from_zero(x, argument) and _away_from_zero(y, argument)
+            return _away_from_zero(x, at) and _away_from_zero(y, at)
         case Call("cosh", _):
             return True
     return False
 
 
-def _nonnegative(e: Expr, argument: int) -> bool:
+def _positive(e: Expr, at: _At) -> bool:
+    fixed = not isinstance(e, Const) and not used(e) & at.moving
+    return _away_from_zero(e, at) and (fixed or _nonnegative(e, at))
+
+
+def _nonnegative(e: Expr, at: _At) -> bool:
     match e:
+        case Arg(i):
+            return i in at.known.nonnegative or i in at.known.positive
         case Const(value):
             return value >= 0.0
         case Call("abs" | "exp" | "exp2" | "sqrt" | "cosh" | "logistic", _):
@@ -198,11 +261,11 @@ def _nonnegative(e: Expr, argument: int) -> bool:
         case Call("pow", (_, Const(n))):
             return n % 2 == 0
         case Call("mul", (x, y)):
-            return x == y or (_nonnegative(x, argument) and _nonnegative(y, argument))
+            return x == y or (_nonnegative(x, at) and _nonnegative(y, at))
         case Call("add" | "div", (x, y)):
-            return _nonnegative(x, argument) and _nonnegative(y, argument)
+            return _nonnegative(x, at) and _nonnegative(y, at)
         case Call("max", (x, y)):
-            return _nonnegative(x, argument) or _nonnegative(y, argument)
+            return _nonnegative(x, at) or _nonnegative(y, at)
     return False
 
 

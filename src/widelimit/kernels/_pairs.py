@@ -124,6 +124,8 @@ class PairKernel:
         shapes = [_without((*g.lead, *g.shape), same) for g in (first, second)]
         refs = [first.refs, second.refs]
         total = _sum(engine, sides, refs, shapes, same, centred=False)
+        if not lead:  # one wide vector, contracted with its cotangent
+            return self._by_input(total, len(shapes[0]))
         # Either side begins with the batch axis of the output; that of the tap follows
         # the axes of the output.
         half, start = len(shapes[0]), lead - len(output)

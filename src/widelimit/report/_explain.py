@@ -1,36 +1,14 @@
 """Which theorem applies to a network, and whether its hypotheses hold."""
 
 import dataclasses
-from typing import Any
 
-import numpy as np
-
-from .. import scalar
 from ..asymptotics import Engine
-from ..gaussian import growth
-from ..program import MatIn, MatMul, Moment, Nonlin, TensorProgram, Transpose
+from ..program import TensorProgram, Transpose
 from ..trace import Network
+from ._growth import Growth, growths
+from ._hypotheses import GradientReport, Hypothesis
 from ._independence import Correction
-
-
-@dataclasses.dataclass(frozen=True)
-class Rank:
-    """The Gram matrix of the vectors that one matrix is applied to.
-
-    Attributes:
-        matrix: its name.
-        vectors: how many vectors meet it, for the inputs at hand.
-        rank: the numerical rank of E[Z^h Z^h'].
-    """
-
-    matrix: str
-    vectors: int
-    rank: int
-
-    @property
-    def full(self) -> bool:
-        """Whether the vectors are independent in the limit."""
-        return self.rank == self.vectors
+from ._ranks import Rank, ranks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +24,8 @@ class Explanation:
         dropped: lower-order terms that were dropped.
         corrections: for every product with a matrix, in the network and in its backward
             pass, what the dependence of the matrix and its transpose does.
+        gradient_growth: the growth classes of the nonlinear lines of the backward pass.
+        hypotheses: those of theorems 5 and 6, on gradients.
         no_gradient: why there are none, if there are none.
     """
 
@@ -56,6 +36,8 @@ class Explanation:
     routes: dict[str, bool]
     dropped: tuple[str, ...]
     corrections: tuple[Correction, ...]
+    gradient_growth: tuple[Growth, ...]
+    hypotheses: tuple[Hypothesis, ...]
     no_gradient: str
 
     @property
@@ -67,7 +49,13 @@ class Explanation:
     @property
     def controlled(self) -> bool:
         """Whether every nonlinearity is controlled, as theorem 4 needs."""
-        return all(g != "beyond" for g, _ in self.growth.values())
+        return all(g not in ("beyond", "singular") for g, _ in self.growth.values())
+
+    def fails(self, theorem: int) -> tuple[Hypothesis, ...]:
+        """The hypotheses of theorem 5 or 6, on gradients, that do not hold."""
+        return tuple(
+            h for h in self.hypotheses if theorem in h.theorems and h.holds is False
+        )
 
     def __str__(self) -> str:
         lines = [self.theorem, "", "Orders in n:"]
@@ -94,21 +82,32 @@ class Explanation:
         lines += [f"  {c}" for c in self.corrections] or ["  no matrix"]
         if self.no_gradient:
             lines[-1] = f"  unknown: {self.no_gradient}"
-        elif self.gradient_independence:
-            lines.append("  The backward pass is that of theorem 5.")
         else:
-            lines.append("  The backward pass needs theorem 6.")
+            lines.append(f"  {self._verdict()}")
+            lines += ["", "Hypotheses on the gradients:"]
+            lines += [f"  {h}" for h in self.hypotheses]
         if self.dropped:
             lines += ["", "Dropped terms of lower order:"]
             lines += [f"  {d}" for d in self.dropped]
         return "\n".join(lines)
+
+    def _verdict(self) -> str:
+        theorem = 5 if self.gradient_independence else 6
+        outside = [h.name for h in self.fails(theorem) if 6 in h.theorems]
+        verb = "is that of" if theorem == 5 else "needs"
+        if not outside:
+            return f"The backward pass {verb} theorem {theorem}."
+        return (
+            f"The backward pass {verb} theorem {theorem}, but is outside its "
+            f"hypotheses: not {', '.join(outside)}."
+        )
 
 
 def explain(
     engine: Engine,
     network: Network,
     program: TensorProgram,
-    found: tuple[Correction, ...] = (),
+    gradients: GradientReport | None = None,
     no_gradient: str = "",
 ) -> Explanation:
     """What holds for a network at the inputs of an engine.
@@ -117,18 +116,21 @@ def explain(
         engine: after its kernel was computed.
         network: what was computed, without transposes.
         program: the program as traced.
-        found: the corrections of its products, backward pass included.
-        no_gradient: why there are none.
+        gradients: what holds for its backward pass.
+        no_gradient: why that is not known.
     """
+    gradients = gradients or GradientReport((), (), ())
     orders = {"output": network.output, **network.taps}
     return Explanation(
         _theorem(program),
         {name: str(t.power) for name, t in orders.items()},
-        _growth(network),
-        tuple(_ranks(engine, network)),
+        {g.line: (g.kind, g.function) for g in growths(network.program)},
+        ranks(engine, network.program),
         dict(engine.routes),
         network.notes,
-        found,
+        gradients.corrections,
+        gradients.growth,
+        gradients.hypotheses,
         no_gradient,
     )
 
@@ -144,58 +146,3 @@ def _theorem(program: TensorProgram) -> str:
         "Theorem 6 of Yang (2019): the program uses the transpose of "
         f"{names}, and what the matrix and its transpose have in common is kept."
     )
-
-
-def _growth(network: Network) -> dict[str, tuple[str, str]]:
-    classes = {}
-    lines = network.program.lines
-    for line in lines:
-        if isinstance(line, Nonlin | Moment):
-            names = [lines[x].name for x in line.xs] + [
-                lines[t.ref].name for t in line.tensors
-            ]
-            worst = max(
-                (growth(line.fn, i) for i in range(len(line.xs))),
-                key=["bounded", "polynomial", "controlled", "beyond"].index,
-            )
-            classes[line.name] = (worst, scalar.to_text(line.fn, names))
-    return classes
-
-
-def _ranks(engine: Engine, network: Network) -> list[Rank]:
-    program = network.program
-    found = []
-    for ref, matrix in enumerate(program.lines):
-        if not isinstance(matrix, MatIn):
-            continue
-        uses = {m.x for m in program.lines if isinstance(m, MatMul) and m.matrix == ref}
-        vectors = [(s, x) for s in range(len(engine.sides)) for x in sorted(uses)]
-        gram = _gram(engine, vectors)
-        if gram is None:
-            continue
-        scale = np.sqrt(np.maximum(np.diag(gram), np.finfo(float).tiny))
-        eigenvalues = np.linalg.eigvalsh(gram / scale / scale[:, None])
-        tolerance = (
-            len(gram)
-            * max(np.finfo(engine.dtype).eps, 1e-10)
-            * max(eigenvalues[-1], 0.0)
-        )
-        found.append(Rank(matrix.name, len(gram), int((eigenvalues > tolerance).sum())))
-    return found
-
-
-def _gram(engine: Engine, vectors: list[tuple[int, int]]) -> Any:
-    """E[Z Z'] between all positions of some lines; None if they are very many."""
-    sizes = [int(np.prod(engine.sides[s].program.types[x].shape)) for s, x in vectors]
-    if not vectors or sum(sizes) > 2048:
-        return None
-    rows = []
-    for (s, x), m in zip(vectors, sizes, strict=True):
-        row = []
-        for (t, y), n in zip(vectors, sizes, strict=True):
-            k = engine.pair_array(x, y, (s, t), centred=False)
-            row.append(
-                np.zeros((m, n)) if k is None else np.asarray(k, float).reshape(m, n)
-            )
-        rows.append(np.concatenate(row, axis=1))
-    return np.concatenate(rows, axis=0)

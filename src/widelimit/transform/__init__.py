@@ -11,6 +11,7 @@ from ._backprop import Gradients as Gradients
 from ._backprop import MatrixUse as MatrixUse
 from ._backprop import adjoint_of as adjoint_of
 from ._backprop import backprop as backprop
+from ._detranspose import Detransposed as Detransposed
 from ._detranspose import detranspose as detranspose
 from ._directional import directional as directional
 from ._drop_dead import drop_dead as drop_dead

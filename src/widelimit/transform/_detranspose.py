@@ -43,6 +43,7 @@ from ..program import (
     compose,
     identity_maps,
     matrix_of,
+    operands,
     renumber,
 )
 from ..scalar import Arg, Const, call
@@ -59,9 +60,14 @@ class Detransposed(Rewritten):
     Attributes:
         hats: for every old product M z that has a term dotZ: the line of hatZ in the
             new program, with the same law as if M were independent of its transpose.
+        dots: for these products, the terms of dotZ in the new program, by the old
+            product M^T u whose derivative they hold.
     """
 
     hats: Mapping[Ref, Ref] = dataclasses.field(default_factory=dict)
+    dots: Mapping[Ref, Mapping[Ref, tuple[Term, ...]]] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 def detranspose(
@@ -95,6 +101,8 @@ class _Detransposition:
         self._fresh: dict[Ref, Ref] = {}
         self._hats: dict[Ref, Ref] = {}
         self._products: dict[tuple[Ref, bool], list[Ref]] = {}
+        self._origin: dict[Ref, Ref] = {}
+        self._dots: dict[Ref, dict[Ref, list[Term]]] = {}
 
     def run(self) -> Detransposed:
         for ref in range(len(self._old)):
@@ -106,11 +114,28 @@ class _Detransposition:
             tuple((name, place[r]) for name, r in old.taps),
         )
         # Derivatives whose mean was all that was needed are not.
-        done = drop_dead(whole, tuple(place.values()))
+        read = [
+            r
+            for dots in self._dots.values()
+            for terms in dots.values()
+            for r in operands(LinComb(name="", terms=tuple(terms), shape=()))
+        ]
+        done = drop_dead(whole, (*place.values(), *read))
+
+        def moved(terms: Sequence[Term]) -> tuple[Term, ...]:
+            line = LinComb(name="", terms=tuple(terms), shape=())
+            line = renumber(line, done.place)
+            assert isinstance(line, LinComb)
+            return line.terms
+
         return Detransposed(
             done.program,
             {r: done.place[place[r]] for r in place},
             {r: done.place[hat] for r, hat in self._hats.items()},
+            {
+                r: {root: moved(terms) for root, terms in dots.items()}
+                for r, dots in self._dots.items()
+            },
         )
 
     def _line(self, ref: Ref) -> Ref:
@@ -155,8 +180,10 @@ class _Detransposition:
         product = renumber(line, self._place)
         assert isinstance(product, MatMul)
         roots = self._products.get((base, not transposed), [])
-        terms = self._dot(product, roots)
+        dots = self._dot(product, roots)
+        terms = _merged([t for found in dots.values() for t in found])
         if terms:
+            self._dots[old] = {self._origin[r]: found for r, found in dots.items()}
             hat = self._hats[old] = self._emit.add(product, f"{line.name}_hat")
             own = Term(hat, maps=identity_maps(line.shape))
             terms = self._gaussian_first([own, *terms], line)
@@ -170,6 +197,7 @@ class _Detransposition:
         known = self._products.setdefault((base, transposed), [])
         if hat not in known:
             known.append(hat)
+            self._origin[hat] = old
         return ref
 
     def _gaussian_first(self, terms: Sequence[Term], line: MatMul) -> tuple[Term, ...]:
@@ -189,12 +217,12 @@ class _Detransposition:
         ref = self._emit.add(sum_, f"{line.name}_gaussian")
         return (Term(ref, maps=identity_maps(line.shape)), *rest)
 
-    def _dot(self, product: MatMul, roots: Sequence[Ref]) -> list[Term]:
-        """The terms of dotZ^{M z}, one or more for every root M^T u."""
+    def _dot(self, product: MatMul, roots: Sequence[Ref]) -> dict[Ref, list[Term]]:
+        """The terms of dotZ^{M z} for every root M^T u that has some."""
         derivatives = {r: self._tangents.of(product.x, r) for r in roots}
         derivatives = {r: d for r, d in derivatives.items() if d != ()}
         read = Term(product.x, 1.0, (), product.maps, product.sums)
-        terms: list[Term] = []
+        terms: dict[Ref, list[Term]] = {}
         means: list[tuple[Ref, Branch]] = []
         if any(isinstance(d, NoFunction) for d in derivatives.values()):
             means = self._regression(product, list(derivatives))
@@ -205,8 +233,9 @@ class _Detransposition:
                     branch = self._tangents.through(product.shape, read, one)
                     means.append((root, self._mean(product, root, branch)))
         for root, branch in means:
-            terms.append(self._term(product, root, branch))
-        return _merged(terms)
+            terms.setdefault(root, []).append(self._term(product, root, branch))
+        found = {root: _merged(of) for root, of in terms.items()}
+        return {root: of for root, of in found.items() if of}
 
     def _mean(self, product: MatMul, root: Ref, branch: Branch) -> Branch:
         """The branch with the mean of its value, a tensor, in the place of it."""
