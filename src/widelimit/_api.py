@@ -153,6 +153,9 @@ class Limit:
     ) -> jax.Array:
         """The covariance of the outputs in the limit.
 
+        That of an output with a wide axis is the mean product of its coordinates: the
+        covariance of a readout of it.
+
         Differentiable in `x1`, `x2` and in every array of the parameters. Work that
         depends on one input is done once for it; half the pairs when `x2` is None.
 
@@ -523,7 +526,7 @@ class Limit:
         x = self._inputs(x, "x")
         no_output = (ntk or gradients) and is_mean(self._limit(x).output)
         predicted = self._forward(x, *(() if no_output else ("nngp",)), "taps")
-        if not no_output:
+        if not no_output and self._limit(x).output.axis is None:
             predicted |= self._mean_beside(x, predicted["output"])
         if ntk:
             predicted["ntk"] = self.ntk(x)

@@ -79,13 +79,14 @@ class PairKernel:
     def _output(
         self, engine: Engine, sides: tuple[int, int], first: Traced, second: Traced
     ) -> Any:
-        """The covariance of outputs."""
+        """The covariance of outputs; the mean product of coordinates of a wide one."""
         same = averaged(self._trace_axes, len(first.shape))
         shapes = [_without(t.shape, same) for t in (first, second)]
         refs: list[_Refs] = [first.refs, second.refs]
         if any(t.kind == "fixed" or t.power != 0 for t in (first, second)):
             refs = [(), ()]
-        total = _sum(engine, sides, refs, shapes, same, centred=True)
+        centred = first.axis is None
+        total = _sum(engine, sides, refs, shapes, same, centred)
         return self._by_input(total, len(shapes[0]))
 
     def _tap(

@@ -5,7 +5,7 @@ becomes is decided by what the wide axis does in it.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from ..program import (
     AxisMap,
+    LinComb,
     MatIn,
     MatMul,
     Moment,
@@ -474,7 +475,7 @@ def _weights(tr: Tracer, leaf: Leaf) -> list[Term]:
     if not isinstance(leaf, Linear):
         return []
     fresh, perturbed = [], []
-    for t in leaf.terms:
+    for t in _flat(tr, leaf.terms, leaf.shape):
         line = None if t.x is None or t.tensors or t.sums else tr.emit.lines[t.x]
         if not isinstance(line, VecIn):
             return []
@@ -482,8 +483,23 @@ def _weights(tr: Tracer, leaf: Leaf) -> list[Term]:
             perturbed.append(t)
         elif line.mean == 0.0 and line.std != 0.0:
             fresh.append(t)
-    lonely = len(fresh) == 1 and len(fresh) + len(perturbed) == len(leaf.terms)
-    return fresh + perturbed if lonely else []
+        else:
+            return []
+    return fresh + perturbed if len(fresh) == 1 else []
+
+
+def _flat(tr: Tracer, terms: Sequence[Term], shape: tuple[int, ...]) -> Iterator[Term]:
+    """The terms, with those of a combination that was written instead of its line."""
+    for t in terms:
+        line = None if t.x is None else tr.emit.lines[t.x]
+        plain = not t.tensors and not t.sums and tr.emit.is_line(t, shape)
+        if isinstance(line, LinComb) and plain:
+            inner = [
+                dataclasses.replace(u, scale=t.scale * u.scale) for u in line.terms
+            ]
+            yield from _flat(tr, inner, shape)
+        else:
+            yield t
 
 
 def _plain_letters(

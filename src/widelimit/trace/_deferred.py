@@ -10,7 +10,7 @@ is made as soon as both of its sides are there.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._jax import Equation, Var, trace
+from .._jax import Equation, Literal, Var, trace
 from ..program import Part, VecIn, ancestors
 from ._sizes import Shape, Size, finite, shape_text
 from ._tracer import DEFERRED, RuleFn, Tracer
@@ -110,11 +110,30 @@ def _simplified(tr: Tracer, term: list[Factor], ndim: int) -> tuple[Factor, ...]
     while True:
         pair = _meeting(term, ndim)
         if pair is None:
-            return tuple(term)
+            return tuple(_alone(tr, f, term, ndim) for f in term)
         x, y = pair
         others = [f for f in term if f is not x and f is not y]
         keep = set(range(ndim)) | {a for f in others for a in f.labels}
         term = [*others, _together(tr, x, y, keep)]
+
+
+def _alone(tr: Tracer, f: Factor, term: Sequence[Factor], ndim: int) -> Factor:
+    """A vector summed over its width, where nothing else has that axis."""
+    others = {a for g in term if g is not f for a in g.labels}
+    lonely = [a for a in f.wide if a >= ndim and a not in others]
+    if not lonely or isinstance(f.value, MatrixValue):
+        return f
+    return _summed(tr, f, set(f.labels) - set(lonely))
+
+
+def _summed(tr: Tracer, f: Factor, keep: set[int]) -> Factor:
+    axes = [i for i, a in enumerate(f.labels) if a not in keep]
+    kept = tuple(a for a in f.labels if a in keep)
+    shape = tuple(f.value.shape[f.labels.index(a)] for a in kept)
+    value = _apply(
+        tr, lambda a: lax.reduce(a, 0.0, lax.add, axes), f.value, shape=shape
+    )
+    return Factor(value, kept)
 
 
 def _meeting(term: Sequence[Factor], ndim: int) -> tuple[Factor, Factor] | None:
@@ -178,15 +197,7 @@ def _contracted(tr: Tracer, term: Sequence[Factor], keep: set[int]) -> Factor:
     for i, f in enumerate(factors[1:], 1):
         later = {a for g in factors[i + 1 :] for a in g.labels}
         total = _together(tr, total, f, keep | later)
-    summed = [i for i, a in enumerate(total.labels) if a not in keep]
-    if not summed:
-        return total
-    kept = tuple(a for a in total.labels if a in keep)
-    shape = tuple(total.value.shape[total.labels.index(a)] for a in kept)
-    value = _apply(
-        tr, lambda a: lax.reduce(a, 0.0, lax.add, summed), total.value, shape=shape
-    )
-    return Factor(value, kept)
+    return total if set(total.labels) <= keep else _summed(tr, total, keep)
 
 
 def _read(tr: Tracer, x: Factor, shape: Shape) -> Any:
@@ -214,6 +225,8 @@ def _apply(tr: Tracer, f: Any, *values: Any, shape: Shape | None = None) -> Any:
 
     graph, _ = trace(f, *map(struct, values))
     (e,) = graph.equations
+    if len(e.inputs) > len(values):
+        values += tuple(known(a.value) for a in e.inputs if isinstance(a, Literal))
     out = Var(values[0].shape if shape is None else shape, e.outputs[0].dtype)
     return tr.apply(dataclasses.replace(e, outputs=(out,), source=""), list(values))[0]
 
@@ -303,7 +316,14 @@ def _multiply(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
 
 def _times(tr: Tracer, x: Any, y: Any) -> Any:
     shape = x.shape or y.shape
-    labels = [tuple(range(len(v.shape))) for v in (x, y)]
+    if x.shape and y.shape:
+        pairs = zip(x.shape, y.shape, strict=True)
+        shape = tuple(b if a == 1 else a for a, b in pairs)
+    free, labels = len(shape), []
+    for v in (x, y):
+        # An axis of size one stands for a longer one: its one entry is "summed".
+        labels.append([i if s == shape[i] else free + i for i, s in enumerate(v.shape)])
+        free += len(shape)
     reason = next(v.reason for v in (x, y) if isinstance(v, Deferred))
     return finished(tr, product(x, labels[0], y, labels[1], shape, reason))
 
@@ -314,8 +334,7 @@ def _divide(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     if isinstance(y, Deferred):
         raise tr.refuse(y.reason)
     one = known(np.ones((), y.dtype))
-    inverse = _apply(tr, lax.div_p.bind, one, y, shape=y.shape)
-    return [_times(tr, x, inverse)]
+    return [_times(tr, x, _apply(tr, lax.div_p.bind, one, y, shape=y.shape))]
 
 
 @_rule("integer_pow", "square")
@@ -425,6 +444,89 @@ def _count(tr: Tracer, size: Any) -> Value:
     return known(float(size))
 
 
+@_rule("pad")
+def _pad(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    x, value = ins
+    if isinstance(value, Deferred) or not _is_zero(value):
+        raise tr.refuse(f"{x.reason} by `pad` with numbers other than zero")
+    for axis, edges in enumerate(e.params["padding_config"]):
+        if tuple(edges) != (0, 0, 0):
+            move = functools.partial(_padded, tr, edges=edges)
+            x = _along(tr, x, axis, e.outputs[0].shape[axis], move)
+    return [x]
+
+
+def _padded(tr: Tracer, x: Value, at: int, shape: Shape, edges: Any) -> Any:
+    config = [edges if i == at else (0, 0, 0) for i in range(len(shape))]
+    return _apply(tr, lambda a: lax.pad(a, 0.0, config), x, shape=shape)
+
+
+@_rule("slice")
+def _slice(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    (x,), p = ins, e.params
+    steps = p["strides"] or (1,) * len(x.shape)
+    cuts = zip(p["start_indices"], p["limit_indices"], steps, strict=True)
+    for axis, (start, stop, step) in enumerate(cuts):
+        if (start, stop, step) != (0, x.shape[axis], 1):
+            move = functools.partial(_cut, tr, start=start, stop=stop, step=step)
+            x = _along(tr, x, axis, e.outputs[0].shape[axis], move)
+    return [x]
+
+
+def _cut(
+    tr: Tracer, x: Value, at: int, shape: Shape, start: int, stop: int, step: int
+) -> Any:
+    def only(there: Any, elsewhere: Sequence[Any]) -> tuple[Any, ...]:
+        return (*elsewhere[:at], there, *elsewhere[at + 1 :])
+
+    params = {
+        "start_indices": only(start, (0,) * len(shape)),
+        "limit_indices": only(stop, x.shape),
+        "strides": only(step, (1,) * len(shape)),
+    }
+    out = (Var(shape, x.dtype),)
+    return tr.apply(Equation("slice", params, (), out, "", lax.slice_p), [x])[0]
+
+
+@_rule("split")
+def _split(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    (x,), axis, start, parts = ins, e.params["axis"], 0, []
+    for size in e.params["sizes"]:
+        move = functools.partial(_cut, tr, start=start, stop=start + size, step=1)
+        parts.append(_along(tr, x, axis, size, move))
+        start = start + size
+    return parts
+
+
+def _along(
+    tr: Tracer,
+    x: Deferred,
+    axis: int,
+    size: Any,
+    move: Callable[[Any, int, Shape], Any],
+) -> Deferred:
+    """What moves positions along one axis, done to every factor that has it."""
+    before = x.shape[axis]
+    if isinstance(size, Size) or isinstance(before, Size):
+        raise tr.refuse(f"{x.reason} in part, along a wide axis,")
+    # A product that is constant along the axis is zero outside.
+    ones = Factor(known(np.ones(before)), (axis,))
+    terms = []
+    for term in x.terms:
+        if not any(axis in f.labels for f in term):
+            term = (*term, ones)
+        moved = []
+        for f in term:
+            if axis in f.labels:
+                at = f.labels.index(axis)
+                shape = (*f.value.shape[:at], size, *f.value.shape[at + 1 :])
+                f = Factor(move(f.value, at, shape), f.labels)
+            moved.append(f)
+        terms.append(tuple(moved))
+    shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
+    return dataclasses.replace(x, shape=shape, terms=tuple(terms))
+
+
 @_rule("dot_general")
 def _dot_general(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     x, y = ins
@@ -502,10 +604,21 @@ def repeated(tr: Tracer, e: Equation, x: Value, reason: str) -> Any:
     return _broadcast(tr, e, [Deferred(x.shape, ((whole,),), reason)])[0]
 
 
+def random_with_vectors(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    """An elementwise primitive of finite random arrays and wide vectors."""
+    reason = random_multiple(tr, next(v for v in ins if v.kind == "output"))
+    if e.name not in ("mul", "div") or (e.name == "div" and ins[1].kind == "output"):
+        raise tr.refuse(f"{reason} by `{e.name}`")
+    given = [
+        Deferred(v.shape, _terms(v), reason) if v.kind == "output" else v for v in ins
+    ]
+    return DEFERRED[e.name](tr, e, given)
+
+
 def random_multiple(tr: Tracer, x: Value) -> str:
     """What is wrong with a finite random array times a wide vector."""
     return (
-        f"A finite random array ({', '.join(_sources(tr, x))}) multiplies a wide "
+        f"A finite random array ({', '.join(_sources(tr, x))}) meets a wide "
         f"vector{tr.at()}: given that array the limit exists, but it is random itself. "
         "Parameters of finite shape may only enter the output linearly; give them a "
         "width. The product is used"

@@ -14,6 +14,7 @@ from .. import scalar
 from .._jax import Equation, enable_x64, fold
 from ..program import TensorArg
 from ..scalar import Arg, Call, Const, Expr
+from ._deferred import random_with_vectors
 from ._fixed import refuse_labels
 from ._tracer import Tracer, rule
 from ._uniform import uniform_of, without_uniform
@@ -68,6 +69,8 @@ def elementwise(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
         return [_vanishing(tr, e, ins[0])]
     if all(v.kind == "fixed" and not v.wide for v in ins):
         return [_finite(tr, e, ins)]
+    if any(v.kind == "output" for v in ins) and any(v.wide for v in ins):
+        return random_with_vectors(tr, e, ins)
     return [_wide(tr, e, ins)]
 
 
@@ -137,6 +140,8 @@ def _wide(tr: Tracer, e: Equation, ins: Sequence[Value]) -> Value:
         ins, power = _orders(tr, e, ins)
         return Value(out.shape, kind, None, base.axis, base.layout, power, dtype)
     ins, power = _orders(tr, e, ins)
+    # What is of lower order does not make the result random.
+    kind = max((v.kind for v in ins), key=["fixed", "output", "vector"].index)
     leaves = []
     for i, block in enumerate(base.blocks()):
         shape = base.leaf_shape(block)

@@ -247,7 +247,7 @@ class Tracer:
         deferred = [v for v in ins if isinstance(v, Deferred)]
         if deferred and name not in LOOPS:
             if name not in DEFERRED:
-                raise self.refuse(deferred[0].reason)
+                raise self.refuse(f"{deferred[0].reason} by `{name}`")
             return DEFERRED[name](self, equation, ins)
         if name not in RULES:
             plain = all(
