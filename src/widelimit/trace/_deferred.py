@@ -23,7 +23,15 @@ from .._jax import Equation, Literal, Var, trace
 from ..program import Part, VecIn, ancestors
 from ._sizes import Shape, Size, finite, shape_text
 from ._tracer import DEFERRED, RuleFn, Tracer
-from ._values import Deferred, Factor, Linear, MatrixValue, Value, known
+from ._values import (
+    Deferred,
+    Factor,
+    Known,
+    Linear,
+    MatrixValue,
+    Value,
+    known,
+)
 
 HALF = Fraction(1, 2)
 
@@ -271,6 +279,8 @@ def _parts(
     outputs = [f for f in term if f.value.kind == "output"]
     others = [f for f in term if f.value.kind != "output"]
     ndim = len(by.shape)
+    if not any(f.wide for f in others) and x.axis is not None:
+        others.append(Factor(_ones(x), (x.axis,)))
     if len(outputs) > 1 or sum(len(f.wide) for f in others) != 1:
         raise tr.refuse(by.reason)
     summed = sorted({a for f in outputs for a in f.labels if a >= ndim})
@@ -293,6 +303,14 @@ def _parts(
         inner = value.leaf_shape(block)
         ref = tr.emit.ref(leaf, inner, tr.where, tr.dim(block))
         yield Part(ref, coefficient, letters)
+
+
+def _ones(x: Value) -> Value:
+    """The vector of ones along the wide axis of a value."""
+    assert x.axis is not None
+    shapes = [(1 if block is None else block.count,) for block in x.blocks()]
+    leaves = tuple(Known(np.ones(shape)) for shape in shapes)
+    return Value((x.shape[x.axis],), "fixed", leaves, 0, x.layout)
 
 
 # Rules --------------------------------------------------------------------------------
