@@ -47,6 +47,12 @@ def nudged_weights(p, x):
     return jnp.sum(h * v, axis=-1) / jnp.sqrt(n)
 
 
+def nudged_factor(p, x):
+    """A function of nothing but a term of order n^-1/2."""
+    h = jax.nn.relu(apply(p["U"], x))
+    return apply(p["v"], h * jnp.exp(2.0 * p["v"][:, 0] * h / jnp.sqrt(n)))
+
+
 def second_moment(h):
     return jnp.mean(h**2, axis=-1, keepdims=True)
 
@@ -74,6 +80,7 @@ NETWORKS = {
         (nudged_back, PARAMS),
         (nudged_before_normalisation, PARAMS),
         (nudged_weights, PARAMS),
+        (nudged_factor, PARAMS),
         (nudged_before_unequal_widths, OTHERS),
     )
 }

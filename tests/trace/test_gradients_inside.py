@@ -54,7 +54,20 @@ RECTANGULAR = {
     "B": wl.normal((n, m)),
     "v": wl.normal((m, 1), std=0.7),
 }
+
+
+def with_gain(p: Params, x: Array) -> Array:
+    h = jax.nn.relu(apply(p["U"], x)) * p["gain"]
+    return apply(p["v"], h)
+
+
+GAIN = {
+    "U": wl.normal((4, n)),
+    "gain": wl.constant((n,), 0.8),
+    "v": wl.normal((n, 1)),
+}
 NETWORKS = {
+    "with_gain": (with_gain, GAIN),
     "dense": (dense, SQUARE),
     "normalised": (normalised, SQUARE),
     "two_widths": (two_widths, RECTANGULAR),
@@ -134,7 +147,9 @@ def predicted(f: Any, params: Params, steps: int) -> tuple[np.ndarray, np.ndarra
     return gain @ TARGETS, weights @ prior @ weights.T
 
 
-@pytest.mark.parametrize(("kind", "steps"), [("dense", 1), ("two_widths", 1)])
+@pytest.mark.parametrize(
+    ("kind", "steps"), [("dense", 1), ("two_widths", 1), ("with_gain", 1)]
+)
 def test_gradient_descent_is_that_of_the_tangent_kernel(kind: str, steps: int) -> None:
     check_descent(*NETWORKS[kind], steps)
 
@@ -194,6 +209,21 @@ def test_a_product_of_matrices_waits_for_a_vector() -> None:
         return apply(p["v"], (h @ p["W"].T) @ p["W"] / n)
 
     nets = [wl.limit(g, SQUARE) for g in (f, one_by_one)]
+    np.testing.assert_allclose(nets[0].nngp(X), nets[1].nngp(X), rtol=1e-12)
+
+
+def test_a_constant_along_a_summed_axis_is_counted() -> None:
+    """Products with arrays that are constant along what is contracted."""
+
+    def f(p: Params, x: Array) -> Array:
+        ones = jnp.ones((p["W"].shape[0], 3))
+        both = p["v"] @ jnp.ones((1, p["v"].shape[0]))  # v 1^T
+        return (jnp.tanh(apply(p["U"], x)) @ both @ ones).sum(axis=1) / n**1.5
+
+    def plain(p: Params, x: Array) -> Array:
+        return 3.0 * apply(p["v"], jnp.tanh(apply(p["U"], x)))[:, 0]
+
+    nets = [wl.limit(g, SQUARE) for g in (f, plain)]
     np.testing.assert_allclose(nets[0].nngp(X), nets[1].nngp(X), rtol=1e-12)
 
 

@@ -10,7 +10,7 @@ is made as soon as both of its sides are there.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -263,7 +263,7 @@ def _added(tr: Tracer, x: Value, by: Deferred) -> Any:
         tr.note(
             f"A term of order n^{top - gap} was dropped beside one of order n^{top}"
         )
-        if gap == HALF and x.kind == "vector":
+        if gap == HALF and x.wide:
             for i, part in enumerate(_parts(tr, term, x, by)):
                 parts[i] += (part,)
     if not any(parts):
@@ -445,21 +445,8 @@ def _sum(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     (x,), axes = ins, e.params["axes"]
     kept = [a for a in range(len(x.shape)) if a not in axes]
     labels = [None if a in axes else kept.index(a) for a in range(len(x.shape))]
-    terms = []
-    for term in x.terms:
-        # Along an axis that no factor has, the same number is added up.
-        present = {a for f in term for a in f.labels}
-        counts = [x.shape[a] for a in axes if a not in present]
-        numbers = [_count(tr, s) for s in counts]
-        terms.append((*term, *(Factor(v, ()) for v in numbers)))
-    total = dataclasses.replace(x, terms=tuple(terms))
+    total = _counted(tr, x, {a: x.shape[a] for a in axes})
     return [finished(tr, _relabelled(total, labels, e))]
-
-
-def _count(tr: Tracer, size: Any) -> Value:
-    if isinstance(size, Size):
-        return known(tr.width_ratio(size), Fraction(0 if tr.dry else 1))
-    return known(float(size))
 
 
 @_rule("pad")
@@ -550,9 +537,26 @@ def _dot_general(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     x, y = ins
     reason = next(v.reason for v in ins if isinstance(v, Deferred))
     labels = dot_labels(e, x, y)
-    return [
-        finished(tr, product(x, labels[0], y, labels[1], e.outputs[0].shape, reason))
-    ]
+    total = product(x, labels[0], y, labels[1], e.outputs[0].shape, reason)
+    sizes = dict(zip(labels[0], x.shape, strict=True))
+    summed = {a: s for a, s in sizes.items() if a >= len(total.shape)}
+    return [finished(tr, _counted(tr, total, summed))]
+
+
+def _counted(tr: Tracer, x: Deferred, summed: Mapping[int, Any]) -> Deferred:
+    """Along a summed axis that no factor has, the same number is added up."""
+    terms = []
+    for term in x.terms:
+        present = {a for f in term for a in f.labels}
+        counts = [_count(tr, s) for a, s in summed.items() if a not in present]
+        terms.append((*term, *(Factor(v, ()) for v in counts)))
+    return dataclasses.replace(x, terms=tuple(terms))
+
+
+def _count(tr: Tracer, size: Any) -> Value:
+    if isinstance(size, Size):
+        return known(tr.width_ratio(size), Fraction(0 if tr.dry else 1))
+    return known(float(size))
 
 
 def dot_labels(e: Equation, x: Any, y: Any) -> tuple[list[int], list[int]]:

@@ -459,6 +459,8 @@ def _vanishing(tr: Tracer, e: Equation, x: Value) -> Value:
             f"The argument of `{e.name}` is of order n^{x.power}: its value at 0 is "
             "used"
         )
+        if x.kind == "vector" and slope != 0.0 and x.power == Fraction(-1, 2):
+            return _wide(tr, e, [tr.perturbation(x, Fraction(0))])
         leaves = (
             None
             if x.leaves is None

@@ -367,7 +367,7 @@ class Tracer:
             at = self.emit.emit(line)
             self.perturbations[at] = Perturbation(at, sums, self.where)
             leaves.append(Linear.of(at, shape))
-        return dataclasses.replace(value, leaves=tuple(leaves))
+        return dataclasses.replace(value, kind="vector", leaves=tuple(leaves))
 
     # Parameters -----------------------------------------------------------------------
 
