@@ -69,7 +69,7 @@ def test_the_detransposed_program_has_the_same_limit(seed: int) -> None:
 
 # ---------------------------------------------------------------------------- mutants
 def without_dot(self, product, roots):
-    return []
+    return {}
 
 
 class Partial(_tangent.Tangents):

@@ -119,6 +119,7 @@ def test_the_gradients_of_finite_networks_converge_to_the_limit(f, params, x):
     assert all(-0.95 < result.slopes[q] < -0.2 for q in quantities(result))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("f", "params", "x"), [(mlp, MLP, X), (rnn, RNN, SEQUENCES)])
 def test_a_wrong_gradient_is_caught(f, params, x):
     wrong = {
@@ -141,6 +142,7 @@ def test_gradient_independence_is_caught_where_it_fails():
         assert result.passed is passes, result.table()
 
 
+@pytest.mark.slow
 def test_a_mean_has_gradients_but_no_covariance():
     params = {"U": wl.normal((4, n)), "W": wl.normal((n, n))}
 
@@ -154,6 +156,7 @@ def test_a_mean_has_gradients_but_no_covariance():
     assert any("output" in note for note in result.notes)
 
 
+@pytest.mark.slow
 def test_one_position_of_the_output_is_differentiated():
     params = {"U": wl.normal((4, n)), "v": wl.normal((n, 1))}
 
@@ -222,6 +225,7 @@ def test_a_gradient_without_a_limit_is_refused(tapped, error, message):
         wl.limit(f, params).check(X, gradients=True, **SMALL)
 
 
+@pytest.mark.slow
 def test_heads_and_blocks_of_a_width():
     """A tap of heads, one of two widths side by side, one of stacked gates."""
     params = {

@@ -55,6 +55,7 @@ def test_at_the_edge_relu_keeps_every_variance():
     assert np.isinf(found.correlation_length)
 
 
+@pytest.mark.slow
 def test_erf_in_closed_form():
     """Williams (1997); its fixed points by SciPy."""
     w, s = np.array([0.6, 1.2, 2.0]), np.array([0.2, 0.7])
@@ -92,6 +93,7 @@ def gaussian_mean(f, *scales):
     return integrate.dblquad(density, -8, 8, -8, 8, epsabs=1e-9)[0] / (2 * np.pi)
 
 
+@pytest.mark.slow
 def test_tanh_against_quadrature():
     """Schoenholz et al., equations 3 to 9, at an ordered and a chaotic point."""
     for w, s in ((0.9, 0.3), (1.8, 0.4)):
@@ -127,6 +129,7 @@ def test_tanh_against_quadrature():
             )
 
 
+@pytest.mark.slow
 def test_without_bias_tanh_leaves_zero_at_one():
     """The variance decays like a power of the depth at the edge itself."""
     found = diagram(dense(jnp.tanh), [0.8, 1.0, 1.3], [0.0])
@@ -140,6 +143,7 @@ def test_without_bias_tanh_leaves_zero_at_one():
 # Other layers -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_residual_layer_has_no_exponential_scale():
     """Yang and Schoenholz (2017): powers of the depth for tanh, a factor for relu."""
     found = diagram(lambda p, h: h + jnp.tanh(h) @ p["W"] + p["b"], [0.5, 2.0], [0.2])
@@ -208,6 +212,7 @@ def test_a_convolution_is_as_deep_as_a_dense_layer():
         )
 
 
+@pytest.mark.slow
 def test_dropout_has_no_edge_at_one():
     """Schoenholz et al., section 5: different masks keep equal inputs apart."""
     rate = 0.8

@@ -160,6 +160,7 @@ def test_rank_convergence_is_assumed_where_gradients_are_dependent():
 
 
 # ------------------------------------------------------------------------ failing terms
+@pytest.mark.slow
 def test_the_failing_term_of_a_mean_has_the_size_of_its_absence():
     """Yang (2020), section 6: W^T d_g = hatZ + 2 h, E[Z^2] = 16; 8 without the term."""
     params = {"U": wl.normal((3, n)), "W": wl.normal((n, n))}
@@ -214,6 +215,7 @@ def test_the_size_of_a_term_is_what_zeroing_it_does_in_finite_networks():
     assert term.size > 10 * error.max()
 
 
+@pytest.mark.slow
 def test_several_terms_are_told_apart():
     """y = W^T sin(W a) and then W^T tanh(W a + ..): one term for every earlier use."""
 

@@ -456,6 +456,8 @@ def _pad(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
         raise tr.refuse(f"{x.reason} by `pad` with numbers other than zero")
     for axis, edges in enumerate(e.params["padding_config"]):
         if tuple(edges) != (0, 0, 0):
+            if isinstance(x.shape[axis], Size):
+                raise tr.refuse(f"{x.reason} by `pad` along a wide axis")
             move = functools.partial(_padded, tr, edges=edges)
             x = _along(tr, x, axis, e.outputs[0].shape[axis], move)
     return [x]
@@ -511,15 +513,11 @@ def _along(
     move: Callable[[Any, int, Shape], Any],
 ) -> Deferred:
     """What moves positions along one axis, done to every factor that has it."""
-    before = x.shape[axis]
-    if isinstance(size, Size) or isinstance(before, Size):
-        raise tr.refuse(f"{x.reason} in part, along a wide axis,")
-    # A product that is constant along the axis is zero outside.
-    ones = Factor(known(np.ones(before)), (axis,))
-    terms = []
+    before, terms = x.shape[axis], []
     for term in x.terms:
-        if not any(axis in f.labels for f in term):
-            term = (*term, ones)
+        if not any(axis in f.labels for f in term) and isinstance(before, int):
+            # A product that is constant along the axis is zero outside.
+            term = (*term, Factor(known(np.ones(before)), (axis,)))
         moved = []
         for f in term:
             if axis in f.labels:

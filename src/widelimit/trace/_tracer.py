@@ -240,7 +240,9 @@ class Tracer:
             inner = equation.params[scalar.CALLS[name]]
             label = str(equation.params.get("name", ""))
             if label.startswith(TAP_PREFIX):
-                return [self._tap(label.removeprefix(TAP_PREFIX), ins[0])]
+                # Where JAX differentiates it leaves taps whose value nothing reads.
+                name = label.removeprefix(TAP_PREFIX)
+                return [self._tap(name, x) for x in ins[: len(equation.outputs)]]
             return self.run(inner, ins, wanted)
         if name != "random_bits" and any(isinstance(v, Key) for v in ins):
             return [Key(o.shape) for o in equation.outputs]
