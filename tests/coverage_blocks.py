@@ -142,7 +142,7 @@ def _steps(p: Params, state: Array, word: Array) -> tuple[Array, Array]:
     return state, state
 
 
-@covers("scan", x=SEQUENCE, U=_U3, W=_W, v=_V, fast=True)
+@covers("scan", x=SEQUENCE, U=_U3, W=_W, v=_V)
 def recurrent_network(p: Params, x: Array) -> Array:
     start = jnp.zeros((x.shape[0], p["W"].shape[0]))
     step = functools.partial(_steps, p)

@@ -85,6 +85,7 @@ def test_rnn() -> None:
     assert_close(kernel_of_all_words(rnn, RNN), "rnn_nngp_glove_erf")
 
 
+@pytest.mark.slow
 def test_rnn_without_its_readout_in_time_is_the_last_word() -> None:
     def last(p: Params, x: Array) -> Array:
         return rnn(p, x)[:, -1]

@@ -65,11 +65,8 @@ FAST = (
     "phi1_gelu",
     "phi1_sin_abc",
     "conv_same_gap",
-    "conv_same_flat",
     "layernorm_fc_eps",
     "attn_lin_identity",
-    "dropout_train",
-    "aggregate_dense",
 )
 
 

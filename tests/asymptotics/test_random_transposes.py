@@ -94,6 +94,7 @@ def second_moment_of_a_return() -> wl.Program:
 MUTANT_SEEDS = (6, 8)
 
 
+@pytest.mark.slow
 def test_a_limit_that_drops_corrections_is_caught(monkeypatch) -> None:
     monkeypatch.setattr(Detransposition, "_dot", without_dot)
     assert any(wrong(seed, pairs=4) for seed in MUTANT_SEEDS)

@@ -105,9 +105,9 @@ def quantities(result):
     ("f", "params", "x"),
     [
         (mlp, MLP, X),
-        (rnn, RNN, SEQUENCES),
-        (cnn, CNN, SEQUENCES),
-        (centred, CENTRED, X),
+        pytest.param(rnn, RNN, SEQUENCES, marks=pytest.mark.slow),
+        pytest.param(cnn, CNN, SEQUENCES, marks=pytest.mark.slow),
+        pytest.param(centred, CENTRED, X, marks=pytest.mark.slow),
         pytest.param(tied, TIED, X, marks=pytest.mark.slow),
     ],
 )

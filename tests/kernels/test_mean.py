@@ -86,7 +86,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", ["nudged", "nudged_weights"])
+@pytest.mark.parametrize("name", ["nudged"])
 def test_means_agree_with_networks(name):
     check(name, (128, 512), seeds=24)
 

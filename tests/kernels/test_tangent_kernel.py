@@ -155,7 +155,7 @@ def agrees_with_networks(net, x, width=512, seeds=12):
 @pytest.mark.parametrize(
     ("f", "params", "x"),
     [
-        (mlp, MLP, X),
+        pytest.param(mlp, MLP, X, marks=SLOW),
         pytest.param(recurrent, RECURRENT, SEQUENCES, marks=SLOW),
         pytest.param(normalised, NORMALISED, X, marks=SLOW),
         pytest.param(attention, ATTENTION, SEQUENCES, marks=SLOW),
@@ -273,7 +273,12 @@ UNIT[:, :2] = 10**0.5 * np.array([[1.0, 0.0], [0.5, 0.75**0.5]])
     ("phi", "ntk", "gradient"),
     [
         # With u, v ~ N(0, 1) of covariance r: E[4 v^2 ..] by Wick's theorem.
-        (jnp.square, (324.0, 57.0), {"x1": (24.0, 12.0), "h1": (288.0, 96.0)}),
+        pytest.param(
+            jnp.square,
+            (324.0, 57.0),
+            {"x1": (24.0, 12.0), "h1": (288.0, 96.0)},
+            marks=SLOW,
+        ),
         (lambda h: h + 1.0, (32.0, 15.0), {"x1": (16.0, 12.0), "h1": (16.0, 12.0)}),
     ],
     ids=["square", "shift"],
@@ -375,9 +380,12 @@ relu_by_hand.defvjp(
     [
         straight_through,
         lambda h: h + jax.lax.stop_gradient(jnp.tanh(h)),
-        lambda h: jax.lax.scan(
-            lambda c, _: (jnp.tanh(c) + jax.lax.stop_gradient(c), None), h, None, 2
-        )[0],
+        pytest.param(
+            lambda h: jax.lax.scan(
+                lambda c, _: (jnp.tanh(c) + jax.lax.stop_gradient(c), None), h, None, 2
+            )[0],
+            marks=SLOW,
+        ),
     ],
     ids=["custom", "stopped", "in a loop"],
 )

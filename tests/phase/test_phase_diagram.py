@@ -263,6 +263,7 @@ def test_gradients_of_deep_finite_networks(w):
 # What is returned ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_summary_and_plot(tmp_path):
     found = diagram(dense(jax.nn.relu), np.linspace(1, 2, 6), np.linspace(0, 1, 4))
     text = str(found)

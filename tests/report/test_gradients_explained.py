@@ -139,6 +139,7 @@ def test_a_function_that_is_controlled_but_not_polynomial():
     assert "theorem 4 allows" in hypothesis.why
 
 
+@pytest.mark.slow
 def test_rank_convergence_is_assumed_where_gradients_are_dependent():
     """Both positions of a mean have one gradient, where the function is linear."""
 

@@ -309,8 +309,9 @@ def test_a_sum_of_products_with_a_parameter_is_a_readout(readout: Any) -> None:
     x = np.random.default_rng(0).normal(size=(2, 4))
     net = wl.limit(f, params)
     agree(f, params, x[:1])
-    assert net.check(x, widths=(64, 256), seeds=16).passed
-    assert np.asarray(net.nngp(x)).all()
+    kernel = np.asarray(net.nngp(x))
+    assert (np.linalg.eigvalsh(kernel) > -1e-12).all()
+    assert np.abs(kernel).all()
 
 
 # ----------------------------------------------------------------------- golden texts

@@ -96,7 +96,7 @@ def with_jacobian(f: Any, name: str, p: Params, x: Array) -> Array:
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("dense", "W"), ("two_widths", "b")],
+    [("dense", "W"), pytest.param("two_widths", "b", marks=pytest.mark.slow)],
 )
 def test_a_tangent_kernel_by_hand(kind: str, name: str) -> None:
     check_by_hand(kind, name)
@@ -118,6 +118,7 @@ def check_by_hand(kind: str, name: str) -> None:
     np.testing.assert_allclose(hand.mean(X), wanted, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_other_spellings_of_the_tangent_kernel() -> None:
     wanted = wl.limit(dense, SQUARE).ntk(X, by_param=True)["W"]
     jacobian = wl.limit(functools.partial(with_jacobian, dense, "W"), SQUARE)
@@ -150,7 +151,10 @@ def predicted(f: Any, params: Params, steps: int) -> tuple[np.ndarray, np.ndarra
     return gain @ TARGETS, weights @ prior @ weights.T
 
 
-@pytest.mark.parametrize(("kind", "steps"), [("two_widths", 1), ("with_gain", 1)])
+@pytest.mark.parametrize(
+    ("kind", "steps"),
+    [pytest.param("two_widths", 1, marks=pytest.mark.slow), ("with_gain", 1)],
+)
 def test_gradient_descent_is_that_of_the_tangent_kernel(kind: str, steps: int) -> None:
     check_descent(*NETWORKS[kind], steps)
 
