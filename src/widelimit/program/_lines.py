@@ -206,9 +206,9 @@ def compose(outer: AxisMap, inner: Sequence[AxisMap]) -> AxisMap:
     return AxisMap(letters, values)
 
 
-def identity_maps(shape: tuple[int, ...]) -> tuple[AxisMap, ...]:
-    """The maps that read position `o` at position `o`."""
-    return tuple(AxisMap.identity(i, s) for i, s in enumerate(shape))
+def identity_maps(shape: Sequence[int], first: int = 0) -> tuple[AxisMap, ...]:
+    """The maps that read position `o` at position `o`, of the letters from `first`."""
+    return tuple(AxisMap.identity(first + i, s) for i, s in enumerate(shape))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

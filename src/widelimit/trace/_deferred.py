@@ -44,7 +44,7 @@ def _rule(*names: str) -> Any:
     return register
 
 
-def product(
+def _product(
     x: Any,
     labels_x: Sequence[int],
     y: Any,
@@ -88,7 +88,7 @@ def _renamed(
 # Contractions -------------------------------------------------------------------------
 
 
-def finished(tr: Tracer, x: Deferred) -> Any:
+def _finished(tr: Tracer, x: Deferred) -> Any:
     """The value, as far as lines can hold it."""
     values: list[Any] = []
     matrices: list[tuple[Factor, ...]] = []
@@ -343,7 +343,7 @@ def _times(tr: Tracer, x: Any, y: Any) -> Any:
         labels.append([i if s == shape[i] else free + i for i, s in enumerate(v.shape)])
         free += len(shape)
     reason = next(v.reason for v in (x, y) if isinstance(v, Deferred))
-    return finished(tr, product(x, labels[0], y, labels[1], shape, reason))
+    return _finished(tr, _product(x, labels[0], y, labels[1], shape, reason))
 
 
 @_rule("div")
@@ -368,7 +368,7 @@ def _power_of(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
 def _add(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     x, y = ins
     if e.name == "sub":
-        y = _negated(tr, y)
+        y = _apply(tr, lax.neg, y)
     lines = [v for v in (x, y) if isinstance(v, Value) and not v.is_zero]
     deferred = [v for v in (x, y) if not isinstance(v, Value)]
     if not deferred:
@@ -377,7 +377,7 @@ def _add(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     terms = tuple(t for v in deferred for t in _terms(v))
     total = Deferred(e.outputs[0].shape, terms, reason)
     _unify(tr, (*terms, *(t for v in lines for t in _terms(v))), len(total.shape))
-    return [_added(tr, lines[0], total) if lines else finished(tr, total)]
+    return [_added(tr, lines[0], total) if lines else _finished(tr, total)]
 
 
 def _unify(tr: Tracer, terms: Sequence[tuple[Factor, ...]], ndim: int) -> None:
@@ -392,10 +392,6 @@ def _unify(tr: Tracer, terms: Sequence[tuple[Factor, ...]], ndim: int) -> None:
         for axis, a in enumerate(f.labels):
             if a < ndim and layouts.get(axis) is not None:
                 tr.unify(known_as.setdefault(a, layouts[axis]), layouts[axis])
-
-
-def _negated(tr: Tracer, x: Any) -> Any:
-    return _apply(tr, lax.neg, x)
 
 
 @_rule("transpose")
@@ -446,7 +442,7 @@ def _sum(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     kept = [a for a in range(len(x.shape)) if a not in axes]
     labels = [None if a in axes else kept.index(a) for a in range(len(x.shape))]
     total = _counted(tr, x, {a: x.shape[a] for a in axes})
-    return [finished(tr, _relabelled(total, labels, e))]
+    return [_finished(tr, _relabelled(total, labels, e))]
 
 
 @_rule("pad")
@@ -532,13 +528,18 @@ def _along(
 
 @_rule("dot_general")
 def _dot_general(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
-    x, y = ins
     reason = next(v.reason for v in ins if isinstance(v, Deferred))
-    labels = dot_labels(e, x, y)
-    total = product(x, labels[0], y, labels[1], e.outputs[0].shape, reason)
+    x, y = ins
+    return [contraction(tr, e, x, y, reason)]
+
+
+def contraction(tr: Tracer, e: Equation, x: Any, y: Any, reason: str) -> Any:
+    """A `dot_general`, as far as lines can hold it."""
+    labels = _dot_labels(e, x, y)
+    total = _product(x, labels[0], y, labels[1], e.outputs[0].shape, reason)
     sizes = dict(zip(labels[0], x.shape, strict=True))
     summed = {a: s for a, s in sizes.items() if a >= len(total.shape)}
-    return [finished(tr, _counted(tr, total, summed))]
+    return _finished(tr, _counted(tr, total, summed))
 
 
 def _counted(tr: Tracer, x: Deferred, summed: Mapping[int, Any]) -> Deferred:
@@ -557,7 +558,7 @@ def _count(tr: Tracer, size: Any) -> Value:
     return known(float(size))
 
 
-def dot_labels(e: Equation, x: Any, y: Any) -> tuple[list[int], list[int]]:
+def _dot_labels(e: Equation, x: Any, y: Any) -> tuple[list[int], list[int]]:
     """The labels of both operands: the axes of the result, then what is summed."""
     contract, batch = e.params["dimension_numbers"]
     found: list[dict[int, int]] = [{}, {}]
@@ -609,8 +610,7 @@ def outer(tr: Tracer, e: Equation, x: Any, y: Any) -> Any:
         f"{OUTER} It may be multiplied with a wide vector, or contracted over both of "
         f"its wide axes, but not used otherwise. It is made{tr.at()[1:]}, and used"
     )
-    labels = dot_labels(e, x, y)
-    return finished(tr, product(x, labels[0], y, labels[1], e.outputs[0].shape, reason))
+    return contraction(tr, e, x, y, reason)
 
 
 OUTER = (

@@ -14,7 +14,7 @@ from ._contract import (
     matrix_times,
     products,
 )
-from ._deferred import dot_labels, finished, outer, product, random_multiple
+from ._deferred import contraction, outer, random_multiple
 from ._fixed import on_tensors
 from ._sizes import Size
 from ._tracer import Tracer, rule, wide_axis
@@ -43,7 +43,8 @@ def dot_general(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
             return on_tensors(tr, e, [lhs, rhs], lhs.power + rhs.power)
         return [_with_data(tr, lhs, rhs, letters, shape, None)]
     if "output" in (lhs.kind, rhs.kind):
-        return [_random_multiple(tr, e, lhs, rhs)]
+        x = lhs if lhs.kind == "output" else rhs
+        return [contraction(tr, e, lhs, rhs, random_multiple(tr, x))]
     if lhs.wide and rhs.wide:
         pair = (lhs.axis, rhs.axis)
         if pair in zip(contract_l, contract_r, strict=True):
@@ -63,15 +64,6 @@ def _with_data(
         lhs, rhs = rhs, lhs
         letters = dataclasses.replace(letters, lhs=letters.rhs, rhs=letters.lhs)
     return data_times(tr, lhs, rhs, letters, shape, axis)
-
-
-def _random_multiple(tr: Tracer, e: Equation, lhs: Value, rhs: Value) -> Any:
-    """A finite random array times a wide vector."""
-    labels = dot_labels(e, lhs, rhs)
-    shape = e.outputs[0].shape
-    x = lhs if lhs.kind == "output" else rhs
-    one = product(lhs, labels[0], rhs, labels[1], shape, random_multiple(tr, x))
-    return finished(tr, one)
 
 
 def _letters(

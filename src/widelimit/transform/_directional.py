@@ -10,11 +10,10 @@ whose gradients depend on the weights.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from .._errors import UnsupportedError
 from ..program import (
-    AxisMap,
     LinComb,
     MatIn,
     MatMul,
@@ -105,13 +104,9 @@ def _product(writer: Writer, gradients: Gradients, dy: Ref, u: Ref) -> Term:
     lead, inner = gradients.shape, writer.types[u].shape
     read = LinComb(
         name="",
-        terms=(Term(u, maps=_letters(len(lead), inner)),),
+        terms=(Term(u, maps=identity_maps(inner, len(lead))),),
         shape=lead + inner,
     )
     both = Nonlin(name="", fn=call("mul", Arg(0), Arg(1)), xs=(dy, writer.emit(read)))
-    maps = identity_maps(lead) + _letters(len(lead), inner)
+    maps = identity_maps(lead) + identity_maps(inner, len(lead))
     return Term(writer.emit(both), maps=maps, sums=inner)
-
-
-def _letters(first: int, sizes: Sequence[int]) -> tuple[AxisMap, ...]:
-    return tuple(AxisMap.identity(first + i, s) for i, s in enumerate(sizes))

@@ -131,8 +131,8 @@ def _change(
     for part in p.parts:
         whole = writer.types[part.vector].shape
         sizes = lead + whole
-        behind = _maps(len(lead), whole)
-        own = _maps(0, lead) + _maps(len(lead), shape)
+        behind = identity_maps(whole, len(lead))
+        own = identity_maps(lead + shape)
         pair = [_read(writer, adjoint, own, sizes)]
         pair.append(_read(writer, part.vector, behind, sizes))
         fn = call("mul", Arg(0), Arg(1)) if pair[0] != pair[1] else _SQUARE
@@ -150,10 +150,6 @@ def _change(
 
 
 _SQUARE = call("mul", Arg(0), Arg(0))
-
-
-def _maps(first: int, sizes: Sequence[int]) -> tuple[AxisMap, ...]:
-    return tuple(AxisMap.identity(first + i, s) for i, s in enumerate(sizes))
 
 
 def _read(

@@ -116,7 +116,7 @@ class Tangents:
         axes = self._emit.shape(term.x)
         count = len(shape) + len(term.sums)
         sums = branch.term.sums
-        inner = (*term.maps, *_letters(count, sums))
+        inner = (*term.maps, *identity_maps(sums, count))
         sizes = axes + sums
         moved = [_letter(m, s) for m, s in zip(inner, sizes, strict=True)]
         if any(
@@ -156,10 +156,10 @@ class Tangents:
         whole = shape + term.sums
         value = dataclasses.replace(term, sums=())
         # A combination takes its width from a vector that it reads.
-        width = Term(x, 0.0, maps=_letters(0, shape))
+        width = Term(x, 0.0, maps=identity_maps(shape))
         line = LinComb(name="", terms=(value, width), shape=whole)
         ref = self._emit.add(line, f"d{self._emit.name(x)}")
-        return Branch(branch.root, Term(ref, 1.0, (), _letters(0, whole), term.sums))
+        return Branch(branch.root, Term(ref, 1.0, (), identity_maps(whole), term.sums))
 
     def _compact(
         self, branches: Sequence[Branch], shape: tuple[int, ...], name: str
@@ -230,7 +230,7 @@ class Tangents:
         """The sum of terms with vectors."""
         parts = tuple(dataclasses.replace(t, sums=()) for t in terms)
         ref = self._emit.add(LinComb(name="", terms=parts, shape=whole), name)
-        return Term(ref, 1.0, (), _letters(0, whole), sums)
+        return Term(ref, 1.0, (), identity_maps(whole), sums)
 
     def _function(self, line: Nonlin, root: Ref) -> Derivative:
         found: list[Branch] = []
@@ -324,7 +324,7 @@ class Tangents:
         letters = [i for i in range(len(whole)) if i < len(shape) or i in read]
         axes = tuple(whole[i] for i in letters)
         vectors = [
-            self._emit.read(v, _letters(0, shape), axes, self._emit.name(v))
+            self._emit.read(v, identity_maps(shape), axes, self._emit.name(v))
             for v in line.xs
         ]
         for t in inner:
@@ -347,11 +347,6 @@ class Tangents:
 
 def _times(x: Expr, y: Expr) -> Expr:
     return y if x == Const(1.0) else call("mul", x, y)
-
-
-def _letters(first: int, sizes: Sequence[int]) -> tuple[AxisMap, ...]:
-    """Maps that are the letters first, first + 1, .. themselves."""
-    return tuple(AxisMap.identity(first + i, s) for i, s in enumerate(sizes))
 
 
 def _letter(m: AxisMap, size: int) -> int | None:
