@@ -1,5 +1,6 @@
 """Whether the inputs of a batch interact is found out, not declared."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from coverage_networks import TABLE
 from coverage_table import SEQUENCE, TOKENS, apply, n, readout
 
 import widelimit as wl
+from widelimit import InputError
 
 INTERACTING = ("inputs_of_a_batch_interact", "batch_normalisation")
 INDEPENDENT = (
@@ -123,6 +125,30 @@ def test_inputs_that_interact_are_found(f: Function, rows: int) -> None:
 @pytest.mark.parametrize("rows", [1, 3])
 def test_independent_inputs_are_left_alone(f: Function, rows: int) -> None:
     assert not is_coupled(f, FLAT[:rows])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_convolution_wants_parameters_and_data_alike(dtype: Any) -> None:
+    def f(p: Any, x: Any) -> Any:
+        h = jax.lax.conv(x, p["U"], (1,), "SAME") / math.sqrt(2 * 3)
+        return readout(p, jnp.sin(h - h.mean(0)).mean(2))
+
+    params = {"U": wl.normal((n, 2, 3)), "v": wl.normal((n, 1))}
+    assert is_coupled(f, SEQUENCE[:, :2].astype(dtype), params)
+
+
+def in_groups(count: int) -> Function:
+    def f(p: Any, x: Any) -> Any:
+        h = hidden(p, x).reshape(len(x), count, -1)
+        return readout(p, jnp.sin(h - h.mean(0)).reshape(len(x), -1))
+
+    return f
+
+
+def test_a_number_of_groups_that_few_widths_have() -> None:
+    assert is_coupled(in_groups(7), FLAT)
+    with pytest.raises(InputError, match="5040, and it fails at all of them"):
+        is_coupled(in_groups(576), FLAT)
 
 
 @pytest.mark.parametrize("name", INTERACTING)

@@ -1,9 +1,11 @@
 """Whether inputs of a batch interact, found by running the network, not declared."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ._errors import InputError
@@ -19,26 +21,73 @@ def coupled(f: Callable[..., Any], params: Any, x: Any) -> bool:
         f: the network.
         params: its declarations.
         x: inputs; when they are traced, others of their shape are used.
+
+    Raises:
+        InputError: it cannot be found out, as the network runs at no small width.
     """
-    first, second, third = _three_inputs(x)
-    for width in WIDTHS:
+    inputs, problem = _three_inputs(x), None
+    for width, dtype in itertools.product(WIDTHS, _dtypes(x)):
         try:
             # Now, even where the caller is being traced: only structure is asked.
             with jax.ensure_compile_time_eval():
-                run, theta = small_network(f, params, small_widths(params, width))
-                before = [run(theta, _pair(first, y)) for y in (second, third)]
-                after = [run(theta, _pair(y, first)) for y in (second, third)]
-        except (TypeError, ValueError, ArithmeticError, LookupError):
-            continue
-        if not all(hasattr(y, "shape") and np.ndim(y) for y in (*before, *after)):
-            return False
-        # Whether the first output reads a later input, or the second an earlier one.
-        return not all(
-            np.array_equal(a[row], b[row], equal_nan=True)
-            for row, (a, b) in enumerate((before, after))
-        )
-    # It fails at every width: the compiler will say where.
-    return False
+                return _depends(f, params, small_widths(params, width), inputs, dtype)
+        except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+            problem = problem or error
+    if _traced(f, params, x, rows=2) is None:
+        return False  # the compiler meets the same failure, and says where it is
+    raise InputError(
+        "Whether the inputs of a batch interact is found out by running the network at "
+        f"widths {', '.join(map(str, WIDTHS))}, and it fails at all of them; first: "
+        f"{problem}"
+    ) from problem
+
+
+def _depends(
+    f: Callable[..., Any],
+    params: Any,
+    widths: Mapping[str, int],
+    inputs: tuple[Any, Any, Any],
+    dtype: Any,
+) -> bool:
+    """Whether the first output reads a later input, or the second an earlier one."""
+    first, second, third = (jax.tree.map(lambda a: _as(a, dtype), x) for x in inputs)
+    run, theta = small_network(f, params, widths)
+    theta = jax.tree.map(lambda a: _as(a, dtype), theta)
+    before = [run(theta, _pair(first, y)) for y in (second, third)]
+    after = [run(theta, _pair(y, first)) for y in (second, third)]
+    if not all(hasattr(y, "shape") and np.ndim(y) for y in (*before, *after)):
+        return False
+    return not all(
+        np.array_equal(a[row], b[row], equal_nan=True)
+        for row, (a, b) in enumerate((before, after))
+    )
+
+
+def _dtypes(x: Any) -> list[Any]:
+    """What parameters and data may be: some operations want both alike."""
+    floating = [
+        np.dtype(a.dtype)
+        for a in jax.tree.leaves(x)
+        if np.issubdtype(a.dtype, np.floating)
+    ]
+    default = np.dtype(jnp.result_type(float))
+    return list(dict.fromkeys([*floating, default, np.dtype(np.float32)]))
+
+
+def _as(a: Any, dtype: Any) -> Any:
+    floating = np.issubdtype(a.dtype, np.floating)
+    return np.asarray(a).astype(dtype) if floating and is_concrete(a) else a
+
+
+def _traced(f: Callable[..., Any], params: Any, x: Any, rows: int) -> Graph | None:
+    """The network as JAX traces it at this number of inputs; None if it fails."""
+    struct = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), x
+    )
+    try:
+        return trace_at(f, params, struct, small_widths(params, 20160))
+    except Exception:
+        return None
 
 
 def _three_inputs(x: Any) -> tuple[Any, Any, Any]:
@@ -65,9 +114,10 @@ def _three_inputs(x: Any) -> tuple[Any, Any, Any]:
 
 def _another(row: np.ndarray) -> np.ndarray:
     """A row of labels that is not `row`."""
-    rolled = np.roll(row, 1)
-    if not np.array_equal(rolled, row):
-        return rolled
+    # Not their order: a bag of labels would be the same.
+    first = np.full_like(row, row.flat[0] if row.size else 0)
+    if not np.array_equal(first, row):
+        return first
     return np.zeros_like(row) if row.any() else np.ones_like(row)
 
 
@@ -82,14 +132,9 @@ def fresh_draws(f: Callable[..., Any], params: Any, x: Any) -> tuple[bool, ...]:
     """
     sizes = []
     for rows in (1, 2):
-        struct = jax.tree.map(
-            lambda a, r=rows: jax.ShapeDtypeStruct((r, *a.shape[1:]), a.dtype), x
-        )
-        try:
-            graph = trace_at(f, params, struct, small_widths(params, 20160))
-        except Exception:
-            # The compiler meets the same failure, and says where it is.
-            return ()
+        graph = _traced(f, params, x, rows)
+        if graph is None:
+            return ()  # the compiler meets the same failure, and says where it is
         sizes.append(_draw_sizes(graph))
     if len(sizes[0]) != len(sizes[1]):
         raise InputError(

@@ -10,8 +10,8 @@ import numpy as np
 from ._jax import is_concrete
 from .trace import Constant, Normal, trial_shape, widths_are, widths_in
 
-# Divisible by the usual numbers of heads and groups.
-WIDTHS = (48, 192, 960)
+# Divisible by the usual numbers of heads and groups; the last by all up to ten.
+WIDTHS = (48, 192, 960, 5040)
 
 
 def small_network(
