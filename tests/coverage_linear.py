@@ -122,6 +122,19 @@ def convolution_in_one_dimension(p: Params, x: Array) -> Array:
 
 @covers(
     "conv_general_dilated",
+    x=SEQUENCE,
+    U=wl.normal((3, n)),
+    v=wl.normal((3, n, 2)),
+)
+def convolution_to_a_few_channels(p: Params, x: Array) -> Array:
+    h = jnp.tanh(apply(p["U"], x))
+    layout = ("NWC", "WIO", "NWC")
+    h = lax.conv_general_dilated(h, p["v"], (2,), "SAME", dimension_numbers=layout)
+    return h / jnp.sqrt(3 * p["v"].shape[1])
+
+
+@covers(
+    "conv_general_dilated",
     x=IMAGE,
     W=wl.normal((n, 2, 3, 3)),
     Q=wl.normal((n, n, 2, 2)),

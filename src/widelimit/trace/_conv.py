@@ -6,15 +6,27 @@ from typing import Any
 
 import numpy as np
 
-from .._jax import Equation
+from .._jax import Equation, Var
 from ..program import AxisMap, Term
-from ._contract import Letters, data_times, matrix_times, products
+from ._contract import Letters, data_times, inner_product, matrix_times, products
+from ._deferred import (
+    added,
+    counted,
+    deferred_rule,
+    finished,
+    on_one_factor,
+    outer_reason,
+    product,
+    random_multiple,
+    summands,
+    with_table,
+)
 from ._elementwise import folded
 from ._fixed import on_tensors
 from ._layout import Major
-from ._sizes import Extent, Size, finite
+from ._sizes import Extent, Shape, Size, finite
 from ._tracer import Tracer, rule, wide_axis
-from ._values import Leaf, Linear, MatrixValue, Value
+from ._values import Deferred, Factor, Leaf, Linear, MatrixValue, Value, known
 from ._views import view
 
 
@@ -39,15 +51,41 @@ def convolution(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
             return on_tensors(tr, e, ins, lhs.power + rhs.power)
     if e.params["batch_group_count"] != 1:
         raise tr.refuse("A convolution with batch groups")
-    if isinstance(lhs, MatrixValue) or lhs.kind == "output":
-        raise tr.refuse(
-            "A convolution over something that is neither data nor a wide vector"
-        )
     return [_Convolution(tr, e, lhs, rhs).result()]
 
 
+@deferred_rule("conv_general_dilated")
+def convolution_of_products(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    """A convolution with what no line holds, such as the gradient of a filter."""
+    reason = next(v.reason for v in ins if isinstance(v, Deferred))
+    if e.params["batch_group_count"] != 1:
+        raise tr.refuse(f"{reason} by a convolution with batch groups")
+    lhs, rhs = map(summands, ins)
+    pairs = [(x, y) for x in lhs for y in rhs]
+    return [added(tr, [_of_summands(tr, e, x, y, reason) for x, y in pairs])]
+
+
+def _of_summands(tr: Tracer, e: Equation, x: Any, y: Any, reason: str) -> Any:
+    if isinstance(y, Deferred):
+        return _Convolution(tr, e, x, y).as_product(reason)
+
+    def f(value: Any, shape: Shape) -> Any:
+        outputs = (Var(shape, e.outputs[0].dtype),)
+        return convolution(tr, dataclasses.replace(e, outputs=outputs), [value, y])[0]
+
+    if not isinstance(x, Deferred):
+        return f(x, e.outputs[0].shape)
+    numbers = e.params["dimension_numbers"]
+    batch, *axes = numbers.lhs_spec
+    places, shape = {batch: numbers.out_spec[0]}, e.outputs[0].shape
+    total = on_one_factor(tr, x, axes, shape, places, f)
+    if total is None:
+        return _Convolution(tr, e, x, y).as_product(reason)
+    return finished(tr, total)
+
+
 class _Convolution:
-    def __init__(self, tr: Tracer, e: Equation, lhs: Value, rhs: Any) -> None:
+    def __init__(self, tr: Tracer, e: Equation, lhs: Any, rhs: Any) -> None:
         self.tr, self.e, self.lhs, self.rhs = tr, e, lhs, rhs
         p, numbers = e.params, e.params["dimension_numbers"]
         self.shape = e.outputs[0].shape
@@ -75,13 +113,24 @@ class _Convolution:
             for i, k in enumerate(self.kernel)
         ]
 
-    def result(self) -> Value:
+    def result(self) -> Any:
         lhs, rhs = self.lhs, self.rhs
         axis = wide_axis(self.shape)
-        if axis is None:
-            raise self.tr.refuse("A convolution whose result has no wide axis")
+        outputs = [v for v in (lhs, rhs) if v.kind == "output"]
+        if outputs:
+            return self.as_product(random_multiple(self.tr, outputs[0]))
+        if isinstance(lhs, MatrixValue):
+            raise self.tr.refuse("A convolution over a matrix with two wide axes")
         if isinstance(rhs, MatrixValue):
             return self._matrix()
+        if lhs.wide and rhs.wide:
+            places = (lhs.axis, rhs.axis)
+            if places == (self.lhs_feature, self.rhs_in):
+                return self._readout()
+            if places == (self.lhs_batch, self.rhs_out):
+                return self.as_product(outer_reason(self.tr))
+        if axis is None:
+            raise self.tr.refuse("A convolution whose result has no wide axis")
         if lhs.wide and lhs.axis == self.lhs_feature:
             return self._depthwise()
         if lhs.wide:
@@ -97,6 +146,48 @@ class _Convolution:
             maps[a] = m
         maps[self.lhs_feature] = feature
         return maps
+
+    def as_product(self, reason: str) -> Any:
+        """A product of both sides and of a table for every axis of positions."""
+        if self.groups != 1:
+            raise self.tr.refuse(f"{reason} by a convolution with groups")
+        free = len(self.shape) + len(self.kernel)
+        labels: tuple[dict[int, int], dict[int, int]] = (
+            {self.lhs_batch: self.out_batch, self.lhs_feature: free},
+            {self.rhs_out: self.out_feature, self.rhs_in: free},
+        )
+        tables = []
+        for i, (here, there) in enumerate(
+            zip(self.lhs_space, self.rhs_space, strict=True), 1
+        ):
+            labels[0][here] = free + i
+            labels[1][there] = self.kernel_letters[i - 1]
+            m = self.maps[i - 1]
+            reads = np.arange(finite(self.lhs.shape[here]))[:, None, None] == m.table
+            value = known(reads.astype(float))
+            tables.append(Factor(value, (free + i, *m.letters)))
+        sides = [[a[i] for i in range(len(a))] for a in labels]
+        total = product(self.lhs, sides[0], self.rhs, sides[1], self.shape, reason)
+        total = counted(self.tr, total, {free: self.lhs.shape[self.lhs_feature]})
+        terms = tuple((*t, *tables) for t in total.terms)
+        return finished(self.tr, dataclasses.replace(total, terms=terms))
+
+    def _readout(self) -> Value:
+        """Wide channels to finite ones."""
+        if self.groups != 1:
+            raise self.tr.refuse("A convolution of wide channels to a few, with groups")
+        wide = AxisMap((), np.asarray(0))
+        left = [wide if m is None else m for m in self._spatial(None)]
+        right: list[AxisMap] = [wide] * len(self.rhs.shape)
+        right[self.rhs_out] = AxisMap.identity(
+            self.out_feature, finite(self.shape[self.out_feature])
+        )
+        for a, letter, k in zip(
+            self.rhs_space, self.kernel_letters, self.kernel, strict=True
+        ):
+            right[a] = AxisMap.identity(letter, k)
+        letters = Letters(tuple(left), tuple(right), self.shape, self.kernel)
+        return inner_product(self.tr, self.lhs, self.rhs, letters, self.shape)
 
     def _matrix(self) -> Value:
         """Wide channels to wide channels: sum over positions of A[k] @ x[p + k]."""
@@ -236,6 +327,17 @@ def window_sum(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     return [_windows(tr, e, x, None)]
 
 
+@deferred_rule("reduce_window_sum")
+def window_sum_of_products(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    """Sums over windows, one axis after another."""
+    (x,) = ins
+    for axis, table in enumerate(_tables(e, x.shape)):
+        if table is not None and isinstance(x, Deferred):
+            reads = np.arange(finite(x.shape[axis]))[:, None, None] == table
+            x = with_table(tr, x, axis, reads.sum(-1).astype(float))
+    return [x]
+
+
 @rule(
     "windows reduced by maximum or minimum over positions",
     "reduce_window_max",
@@ -249,26 +351,29 @@ def window_extreme(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     return [_windows(tr, e, x, e.name.removeprefix("reduce_window_"))]
 
 
-def _windows(tr: Tracer, e: Equation, x: Value, op: str | None) -> Value:
+def _tables(e: Equation, before: Shape) -> list[np.ndarray | None]:
+    """The positions of every window, for every axis that has windows."""
     p, shape = e.params, e.outputs[0].shape
-    size = p["window_dimensions"]
-    if x.axis is not None and size[x.axis] != 1:
+    sizes, strides = p["window_dimensions"], p["window_strides"]
+    return [
+        None
+        if sizes[a] == 1 and strides[a] == 1
+        else window(
+            shape[a], sizes[a], strides[a], p["window_dilation"][a],
+            p["padding"][a][0], p["base_dilation"][a], finite(before[a]),
+        )
+        for a in range(len(shape))
+    ]  # fmt: skip
+
+
+def _windows(tr: Tracer, e: Equation, x: Value, op: str | None) -> Value:
+    shape = e.outputs[0].shape
+    if x.axis is not None and e.params["window_dimensions"][x.axis] != 1:
         raise tr.refuse("A window along a wide axis")
     if tr.dry and x.wide:
         return dataclasses.replace(x, shape=shape, leaves=None)
-    rank, sums, maps = len(shape), [], []
-    tables = []
-    for a, s in enumerate(shape):
-        if size[a] == 1 and p["window_strides"][a] == 1:
-            tables.append(None)
-            continue
-        tables.append(
-            window(
-                s, size[a], p["window_strides"][a], p["window_dilation"][a],
-                p["padding"][a][0], p["base_dilation"][a], finite(x.shape[a]),
-            )
-        )  # fmt: skip
-        sums.append(size[a])
+    tables = _tables(e, x.shape)
+    rank, sums, maps = len(shape), [t.shape[1] for t in tables if t is not None], []
     assert x.leaves is not None
     leaves: list[Leaf] = []
     for block, leaf in zip(x.blocks(), x.leaves, strict=True):

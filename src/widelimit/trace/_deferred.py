@@ -10,7 +10,7 @@ is made as soon as both of its sides are there.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -21,7 +21,7 @@ from jax import lax
 
 from .._jax import Equation, Literal, Var, trace
 from ..program import Part, VecIn, ancestors
-from ._sizes import Shape, Size, finite, shape_text
+from ._sizes import Shape, Size, finite, runs
 from ._tracer import DEFERRED, RuleFn, Tracer
 from ._values import (
     Deferred,
@@ -36,7 +36,9 @@ from ._values import (
 HALF = Fraction(1, 2)
 
 
-def _rule(*names: str) -> Any:
+def deferred_rule(*names: str) -> Callable[[RuleFn], RuleFn]:
+    """Register a function as the rule of primitives for operands that no line holds."""
+
     def register(f: RuleFn) -> RuleFn:
         DEFERRED.update(dict.fromkeys(names, f))
         return f
@@ -44,7 +46,7 @@ def _rule(*names: str) -> Any:
     return register
 
 
-def _product(
+def product(
     x: Any,
     labels_x: Sequence[int],
     y: Any,
@@ -54,12 +56,12 @@ def _product(
 ) -> Deferred:
     """Two values multiplied; what their labels share and the result lacks is summed."""
     terms = []
+    free = max([len(shape), *(a + 1 for a in (*labels_x, *labels_y))])
     for s in _terms(x):
         for t in _terms(y):
-            first = _renamed(s, len(x.shape), labels_x, len(shape))
-            taken = max([len(shape), *(a + 1 for f in first for a in f.labels)])
-            taken = max([taken, *(a + 1 for a in (*labels_x, *labels_y))])
-            terms.append((*first, *_renamed(t, len(y.shape), labels_y, taken)))
+            first = _renamed(s, dict(enumerate(labels_x)), free)
+            taken = max([free, *(a + 1 for f in first for a in f.labels)])
+            terms.append((*first, *_renamed(t, dict(enumerate(labels_y)), taken)))
     return Deferred(shape, tuple(terms), reason)
 
 
@@ -69,16 +71,29 @@ def _terms(x: Any) -> tuple[tuple[Factor, ...], ...]:
     return ((Factor(x, tuple(range(len(x.shape)))),),)
 
 
+def summands(x: Any) -> list[Any]:
+    """What is added up: values, and products that are none."""
+    if not isinstance(x, Deferred):
+        return [x]
+    whole = tuple(range(len(x.shape)))
+    return [
+        term[0].value
+        if len(term) == 1 and term[0].labels == whole
+        else dataclasses.replace(x, terms=(term,))
+        for term in x.terms
+    ]
+
+
 def _renamed(
-    term: Iterable[Factor], ndim: int, labels: Sequence[int], free: int
+    term: Iterable[Factor], labels: Mapping[int, int], free: int
 ) -> tuple[Factor, ...]:
-    """The factors where axis i has another label; summed labels from `free` on."""
-    free = max([free, *(a + 1 for a in labels)])
-    found: dict[int, int] = dict(enumerate(labels))
+    """The factors with other labels; what has none is summed, from `free` on."""
+    free = max([free, *(a + 1 for a in labels.values())])
+    found = dict(labels)
     out = []
     for f in term:
         for a in f.labels:
-            if a >= ndim and a not in found:
+            if a not in found:
                 found[a] = free
                 free += 1
         out.append(Factor(f.value, tuple(found[a] for a in f.labels)))
@@ -88,7 +103,7 @@ def _renamed(
 # Contractions -------------------------------------------------------------------------
 
 
-def _finished(tr: Tracer, x: Deferred) -> Any:
+def finished(tr: Tracer, x: Deferred) -> Any:
     """The value, as far as lines can hold it."""
     values: list[Any] = []
     matrices: list[tuple[Factor, ...]] = []
@@ -109,29 +124,65 @@ def _finished(tr: Tracer, x: Deferred) -> Any:
     left = dataclasses.replace(x, terms=(*matrices, *rest))
     if not values:
         return left
-    total = functools.reduce(lambda a, b: _apply(tr, lax.add, a, b), values)
+    total = added(tr, values)
     return _apply(tr, lax.add, total, left) if rest else total
 
 
+def added(tr: Tracer, parts: Sequence[Any]) -> Any:
+    """The sum of values and products."""
+    return functools.reduce(lambda a, b: _apply(tr, lax.add, a, b), parts)
+
+
 def _simplified(tr: Tracer, term: list[Factor], ndim: int) -> tuple[Factor, ...]:
-    """The term with all products made that meet along a wide axis."""
+    """The term with all products made that meet along a wide axis, or are scalings."""
     while True:
-        pair = _meeting(term, ndim)
+        pair = _meeting(term, ndim) or _scaling(term, ndim)
         if pair is None:
             return tuple(_alone(tr, f, term, ndim) for f in term)
         x, y = pair
         others = [f for f in term if f is not x and f is not y]
-        keep = set(range(ndim)) | {a for f in others for a in f.labels}
-        term = [*others, _together(tr, x, y, keep)]
+        term = [*others, _together(tr, x, y, _kept(others, ndim))]
+
+
+def _kept(others: Iterable[Factor], ndim: int) -> set[int]:
+    """The labels that are not summed in the product of all other factors."""
+    return set(range(ndim)) | {a for f in others for a in f.labels}
+
+
+def _scaling(term: Sequence[Factor], ndim: int) -> tuple[Factor, Factor] | None:
+    """A vector and a fixed tensor that makes it no larger."""
+    for x in term:
+        if x.value.kind != "fixed" or x.wide:
+            continue
+        for y in term:
+            if isinstance(y.value, Deferred | MatrixValue) or not y.wide:
+                continue
+            kept = _kept((f for f in term if f is not x and f is not y), ndim)
+            gone = set(x.labels) & set(y.labels) - kept
+            if len({*x.labels, *y.labels} - gone) <= len(y.labels):
+                return y, x
+    return None
 
 
 def _alone(tr: Tracer, f: Factor, term: Sequence[Factor], ndim: int) -> Factor:
-    """A vector summed over its width, where nothing else has that axis."""
-    others = {a for g in term if g is not f for a in g.labels}
-    lonely = [a for a in f.wide if a >= ndim and a not in others]
-    if not lonely or isinstance(f.value, MatrixValue):
+    """A factor summed over what nothing else has, without summed axes of size one."""
+    if isinstance(f.value, Deferred | MatrixValue):
         return f
-    return _summed(tr, f, set(f.labels) - set(lonely))
+    others = {a for g in term if g is not f for a in g.labels}
+    sizes = zip(f.labels, f.value.shape, strict=True)
+    f = _squeezed(tr, f, {a for a, s in sizes if a >= ndim and s == 1})
+    keep = {a for a in f.labels if a < ndim or a in others}
+    return f if keep == set(f.labels) else _summed(tr, f, keep)
+
+
+def _squeezed(tr: Tracer, f: Factor, gone: Collection[int]) -> Factor:
+    """A factor without some labels, whose axes have size one."""
+    axes = [i for i, a in enumerate(f.labels) if a in gone]
+    if not axes:
+        return f
+    shape = tuple(s for i, s in enumerate(f.value.shape) if i not in axes)
+    value = _apply(tr, lambda a: lax.squeeze(a, axes), f.value, shape=shape)
+    return Factor(value, tuple(a for a in f.labels if a not in gone))
 
 
 def _summed(tr: Tracer, f: Factor, keep: set[int]) -> Factor:
@@ -316,18 +367,20 @@ def _ones(x: Value) -> Value:
 # Rules --------------------------------------------------------------------------------
 
 
-@_rule("copy", "copy_p", "convert_element_type", "stop_gradient", "reduce_precision")
+@deferred_rule(
+    "copy", "copy_p", "convert_element_type", "stop_gradient", "reduce_precision"
+)
 def _same(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     del tr, e
     return [ins[0]]
 
 
-@_rule("neg")
+@deferred_rule("neg")
 def _negative(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     return [_times(tr, ins[0], known(-1.0))]
 
 
-@_rule("mul")
+@deferred_rule("mul")
 def _multiply(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     return [_times(tr, *ins)]
 
@@ -343,10 +396,10 @@ def _times(tr: Tracer, x: Any, y: Any) -> Any:
         labels.append([i if s == shape[i] else free + i for i, s in enumerate(v.shape)])
         free += len(shape)
     reason = next(v.reason for v in (x, y) if isinstance(v, Deferred))
-    return _finished(tr, _product(x, labels[0], y, labels[1], shape, reason))
+    return finished(tr, product(x, labels[0], y, labels[1], shape, reason))
 
 
-@_rule("div")
+@deferred_rule("div")
 def _divide(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     x, y = ins
     if isinstance(y, Deferred):
@@ -355,7 +408,7 @@ def _divide(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     return [_times(tr, x, _apply(tr, lax.div_p.bind, one, y, shape=y.shape))]
 
 
-@_rule("integer_pow", "square")
+@deferred_rule("integer_pow", "square")
 def _power_of(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     (x,) = ins
     exponent = e.params.get("y", 2)
@@ -364,7 +417,7 @@ def _power_of(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     return [functools.reduce(lambda a, b: _times(tr, a, b), [x] * exponent)]
 
 
-@_rule("add", "add_any", "sub")
+@deferred_rule("add", "add_any", "sub")
 def _add(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     x, y = ins
     if e.name == "sub":
@@ -374,10 +427,47 @@ def _add(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     if not deferred:
         return [_apply(tr, lax.add, x, y)]
     reason = next((v.reason for v in deferred if isinstance(v, Deferred)), "")
-    terms = tuple(t for v in deferred for t in _terms(v))
+    terms = _gathered(tr, [t for v in deferred for t in _terms(v)])
     total = Deferred(e.outputs[0].shape, terms, reason)
     _unify(tr, (*terms, *(t for v in lines for t in _terms(v))), len(total.shape))
-    return [_added(tr, lines[0], total) if lines else _finished(tr, total)]
+    return [_added(tr, lines[0], total) if lines else finished(tr, total)]
+
+
+def _gathered(
+    tr: Tracer, terms: Sequence[tuple[Factor, ...]]
+) -> tuple[tuple[Factor, ...], ...]:
+    """The terms, those that differ in one vector only added up."""
+    found: list[tuple[Factor, ...]] = []
+    for term in terms:
+        for i, before in enumerate(found):
+            both = _added_vectors(tr, before, term)
+            if both is not None:
+                found[i] = both
+                break
+        else:
+            found.append(term)
+    return tuple(found)
+
+
+def _added_vectors(
+    tr: Tracer, s: Sequence[Factor], t: Sequence[Factor]
+) -> tuple[Factor, ...] | None:
+    def is_in(f: Factor, term: Sequence[Factor]) -> bool:
+        return any(f.value is g.value and f.labels == g.labels for g in term)
+
+    first = [f for f in s if not is_in(f, t)]
+    second = [f for f in t if not is_in(f, s)]
+    if len(first) != 1 or len(second) != 1:
+        return None
+    (x,), (y,) = first, second
+    plain = all(isinstance(f.value, Value) and f.wide for f in (x, y))
+    if not plain or set(x.labels) != set(y.labels) or x.value.power != y.value.power:
+        return None
+    order = {a: i for i, a in enumerate(x.labels)}
+    moved = Factor(y.value, tuple(order[a] for a in y.labels))
+    value = _apply(tr, lax.add, x.value, _read(tr, moved, x.value.shape))
+    total = Factor(value, x.labels)
+    return (*(f for f in s if f is not x), total)
 
 
 def _unify(tr: Tracer, terms: Sequence[tuple[Factor, ...]], ndim: int) -> None:
@@ -394,58 +484,100 @@ def _unify(tr: Tracer, terms: Sequence[tuple[Factor, ...]], ndim: int) -> None:
                 tr.unify(known_as.setdefault(a, layouts[axis]), layouts[axis])
 
 
-@_rule("transpose")
+@deferred_rule("transpose")
 def _transpose(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     (x,), permutation = ins, tuple(e.params["permutation"])
-    return [_relabelled(x, tuple(map(permutation.index, range(len(x.shape)))), e)]
+    return [_relabelled(x, {a: i for i, a in enumerate(permutation)}, e)]
 
 
-def _relabelled(x: Deferred, labels: Sequence[int | None], e: Equation) -> Deferred:
-    """Axis i goes to `labels[i]`, or (None) is summed."""
+def _relabelled(x: Deferred, labels: Mapping[int, int], e: Equation) -> Deferred:
+    """Axis i goes to `labels[i]`, or (where there is none) is summed."""
     shape = e.outputs[0].shape
-    free, places = len(shape), []
-    for a in labels:
-        places.append(free if a is None else a)
-        free += a is None
-    terms = tuple(_renamed(t, len(x.shape), places, free) for t in x.terms)
+    terms = tuple(_renamed(t, labels, len(shape)) for t in x.terms)
     return Deferred(shape, terms, x.reason)
 
 
-@_rule("broadcast_in_dim")
+@deferred_rule("broadcast_in_dim")
 def _broadcast(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     (x,), shape = ins, e.outputs[0].shape
     target = e.params["broadcast_dimensions"]
     # An axis of size one that is repeated is summed: its one entry stands everywhere.
-    labels = [
-        t if shape[t] == s else None for t, s in zip(target, x.shape, strict=True)
-    ]
-    return [_relabelled(x, labels, e)]
+    pairs = enumerate(zip(target, x.shape, strict=True))
+    return [_relabelled(x, {i: t for i, (t, s) in pairs if shape[t] == s}, e)]
 
 
-@_rule("reshape", "squeeze", "expand_dims")
+@deferred_rule("reshape", "squeeze", "expand_dims")
 def _reshape(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
-    (x,), shape = ins, e.outputs[0].shape
-    kept = [i for i, s in enumerate(x.shape) if s != 1]
-    new = [i for i, s in enumerate(shape) if s != 1]
-    if [x.shape[i] for i in kept] != [shape[i] for i in new]:
-        raise tr.refuse(
-            f"{x.reason} Here it is reshaped from {shape_text(x.shape)} to "
-            f"{shape_text(shape)}: axes may be moved, not merged. The reshape"
+    x, shape = permuted(tr, e, ins[0]), e.outputs[0].shape
+    places, merged = {}, []
+    for run in runs(x.shape, shape) or [((0, len(x.shape)), (0, len(shape)))]:
+        old, new = (
+            [a for a in range(*axes) if sizes[a] != 1]
+            for axes, sizes in zip(run, (x.shape, shape), strict=True)
         )
-    places = dict(zip(kept, new, strict=True))
-    return [_relabelled(x, [places.get(i) for i in range(len(x.shape))], e)]
+        if len(old) == len(new) <= 1:
+            places.update(zip(old, new, strict=True))
+        else:
+            merged.append((old, new))
+    terms = x.terms
+    for old, new in merged:
+        sizes = [shape[a] for a in new]
+        # Until all are there, new axes have labels below zero.
+        at = [-1 - a for a in new]
+        terms = [_regrouped(tr, x, t, old, at, sizes) for t in terms]
+        places.update(zip(at, new, strict=True))
+    return [_relabelled(dataclasses.replace(x, terms=tuple(terms)), places, e)]
 
 
-@_rule("reduce_sum")
+def permuted(tr: Tracer, e: Equation, x: Any) -> Any:
+    """What is reshaped, with its axes in the order in which a reshape reads them."""
+    order = e.params.get("dimensions") if e.name == "reshape" else None
+    if order is None:
+        return x
+    out = (Var(tuple(x.shape[a] for a in order), x.dtype),)
+    params = {"permutation": tuple(order)}
+    before = Equation("transpose", params, (), out, tr.where, lax.transpose_p)
+    return tr.apply(before, [x])[0]
+
+
+def _regrouped(
+    tr: Tracer,
+    x: Deferred,
+    term: Sequence[Factor],
+    old: Sequence[int],
+    new: Sequence[int],
+    sizes: Sequence[Any],
+) -> Sequence[Factor]:
+    """The term with axes merged or split, which one factor of it has."""
+    holders = [f for f in term if not set(old).isdisjoint(f.labels)]
+    if not holders:
+        return term
+    if len(holders) > 1 or isinstance(holders[0].value, MatrixValue):
+        raise tr.refuse(f"{x.reason} Its axes are merged or split. The reshape")
+    (f,) = holders
+    known_as = dict(zip(f.labels, f.value.shape, strict=True))
+    own = [a for a in f.labels if a not in old]
+    order = {a: i for i, a in enumerate((*own, *old))}
+    before = tuple(known_as[a] if a in known_as else x.shape[a] for a in order)
+    value = _read(tr, Factor(f.value, tuple(order[a] for a in f.labels)), before)
+    after = (*(known_as[a] for a in own), *sizes)
+    params = {"new_sizes": after, "dimensions": None, "sharding": None}
+    out = (Var(after, value.dtype),)
+    moved = Equation("reshape", params, (), out, tr.where, lax.reshape_p)
+    value = tr.apply(moved, [value])[0]
+    return [*(g for g in term if g is not f), Factor(value, (*own, *new))]
+
+
+@deferred_rule("reduce_sum")
 def _sum(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     (x,), axes = ins, e.params["axes"]
     kept = [a for a in range(len(x.shape)) if a not in axes]
-    labels = [None if a in axes else kept.index(a) for a in range(len(x.shape))]
-    total = _counted(tr, x, {a: x.shape[a] for a in axes})
-    return [_finished(tr, _relabelled(total, labels, e))]
+    total = counted(tr, x, {a: x.shape[a] for a in axes})
+    places = {a: i for i, a in enumerate(kept)}
+    return [finished(tr, _relabelled(total, places, e))]
 
 
-@_rule("pad")
+@deferred_rule("pad")
 def _pad(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     x, value = ins
     if isinstance(value, Deferred) or not _is_zero(value):
@@ -464,7 +596,7 @@ def _padded(tr: Tracer, x: Value, at: int, shape: Shape, edges: Any) -> Any:
     return _apply(tr, lambda a: lax.pad(a, 0.0, config), x, shape=shape)
 
 
-@_rule("slice")
+@deferred_rule("slice")
 def _slice(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     (x,), p = ins, e.params
     steps = p["strides"] or (1,) * len(x.shape)
@@ -491,7 +623,21 @@ def _cut(
     return tr.apply(Equation("slice", params, (), out, "", lax.slice_p), [x])[0]
 
 
-@_rule("split")
+@deferred_rule("rev")
+def _rev(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    (x,) = ins
+    for axis in e.params["dimensions"]:
+        if isinstance(x.shape[axis], Size):
+            raise tr.refuse(f"{x.reason} by `rev` along a wide axis")
+        x = _along(tr, x, axis, x.shape[axis], functools.partial(_reversed, tr))
+    return [x]
+
+
+def _reversed(tr: Tracer, x: Value, at: int, shape: Shape) -> Any:
+    return _apply(tr, lambda a: lax.rev(a, (at,)), x, shape=shape)
+
+
+@deferred_rule("split")
 def _split(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     (x,), axis, start, parts = ins, e.params["axis"], 0, []
     for size in e.params["sizes"]:
@@ -499,6 +645,28 @@ def _split(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
         parts.append(_along(tr, x, axis, size, move))
         start = start + size
     return parts
+
+
+@deferred_rule("cumsum")
+def _cumsum(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    (x,), axis = ins, e.params["axis"]
+    if isinstance(x.shape[axis], Size):
+        raise tr.refuse(f"{x.reason} by `cumsum` along a wide axis")
+    ones = np.ones((x.shape[axis],) * 2)
+    table = np.tril(ones) if e.params["reverse"] else np.triu(ones)
+    return [with_table(tr, x, axis, table)]
+
+
+def with_table(tr: Tracer, x: Deferred, axis: int, table: np.ndarray) -> Any:
+    """The sum over i of x[.., i, ..] table[i, j], with j in the place of i."""
+    free = 1 + max((a for t in x.terms for f in t for a in f.labels), default=0)
+    free = max(free, len(x.shape))
+    places = {a: a for a in range(len(x.shape))} | {axis: free}
+    other = Factor(known(table), (free, axis))
+    terms = tuple((*_renamed(t, places, free + 1), other) for t in x.terms)
+    shape = (*x.shape[:axis], table.shape[1], *x.shape[axis + 1 :])
+    total = dataclasses.replace(x, shape=shape, terms=terms)
+    return finished(tr, counted(tr, total, {free: x.shape[axis]}))
 
 
 def _along(
@@ -526,7 +694,7 @@ def _along(
     return dataclasses.replace(x, shape=shape, terms=tuple(terms))
 
 
-@_rule("dot_general")
+@deferred_rule("dot_general")
 def _dot_general(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     reason = next(v.reason for v in ins if isinstance(v, Deferred))
     x, y = ins
@@ -536,13 +704,13 @@ def _dot_general(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
 def contraction(tr: Tracer, e: Equation, x: Any, y: Any, reason: str) -> Any:
     """A `dot_general`, as far as lines can hold it."""
     labels = _dot_labels(e, x, y)
-    total = _product(x, labels[0], y, labels[1], e.outputs[0].shape, reason)
+    total = product(x, labels[0], y, labels[1], e.outputs[0].shape, reason)
     sizes = dict(zip(labels[0], x.shape, strict=True))
     summed = {a: s for a, s in sizes.items() if a >= len(total.shape)}
-    return _finished(tr, _counted(tr, total, summed))
+    return finished(tr, counted(tr, total, summed))
 
 
-def _counted(tr: Tracer, x: Deferred, summed: Mapping[int, Any]) -> Deferred:
+def counted(tr: Tracer, x: Deferred, summed: Mapping[int, Any]) -> Deferred:
     """Along a summed axis that no factor has, the same number is added up."""
     terms = []
     for term in x.terms:
@@ -580,7 +748,7 @@ def _dot_labels(e: Equation, x: Any, y: Any) -> tuple[list[int], list[int]]:
     return first, second
 
 
-@_rule("select_n")
+@deferred_rule("select_n")
 def _select(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     which, *cases = ins
     if isinstance(which, Deferred) or len(cases) != 2:
@@ -595,7 +763,45 @@ def _select(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
         for case, weight in zip(cases, (first, second), strict=True)
         if not _is_zero(case)
     ]
-    return [functools.reduce(lambda a, b: _apply(tr, lax.add, a, b), parts)]
+    return [added(tr, parts)]
+
+
+def on_one_factor(
+    tr: Tracer,
+    x: Deferred,
+    axes: Sequence[int],
+    shape: Shape,
+    places: Mapping[int, int],
+    f: Callable[[Value, Shape], Any],
+) -> Deferred | None:
+    """A linear function of a product that mixes axes which one factor has alone.
+
+    Args:
+        tr: the tracer.
+        x: the product, of one term.
+        axes: the axes that are mixed, those of the result in another number and order.
+        shape: the shape of the result.
+        places: where the other axes go.
+        f: the function, given a value, and the shape of the result; other axes have
+            size one where the factor does not have them.
+
+    Returns:
+        None where several factors have these axes, or one lacks some of them.
+    """
+    (term,) = x.terms
+    holders = [g for g in term if not set(axes).isdisjoint(g.labels)]
+    if len(holders) != 1:
+        return None
+    (held,) = holders
+    inside = set(axes) <= set(held.labels) <= set(range(len(x.shape)))
+    if isinstance(held.value, MatrixValue) or not inside:
+        return None
+    before = tuple(s if a in held.labels else 1 for a, s in enumerate(x.shape))
+    lacking = [b for a, b in places.items() if a not in held.labels]
+    after = tuple(1 if a in lacking else s for a, s in enumerate(shape))
+    made = Factor(f(_read(tr, held, before), after), tuple(range(len(shape))))
+    others = _renamed([g for g in term if g is not held], places, len(shape))
+    return Deferred(shape, ((*others, _squeezed(tr, made, lacking)),), x.reason)
 
 
 # Beginnings ---------------------------------------------------------------------------
@@ -606,16 +812,16 @@ def outer(tr: Tracer, e: Equation, x: Any, y: Any) -> Any:
 
     Or of two matrices, which may meet a vector later.
     """
-    reason = (
-        f"{OUTER} It may be multiplied with a wide vector, or contracted over both of "
+    return contraction(tr, e, x, y, outer_reason(tr))
+
+
+def outer_reason(tr: Tracer) -> str:
+    """What is wrong with an outer product where a line is needed."""
+    return (
+        "An outer product of two wide vectors, or a product of two matrices, is no "
+        "line. It may be multiplied with a wide vector, or contracted over both of "
         f"its wide axes, but not used otherwise. It is made{tr.at()[1:]}, and used"
     )
-    return contraction(tr, e, x, y, reason)
-
-
-OUTER = (
-    "An outer product of two wide vectors, or a product of two matrices, is no line."
-)
 
 
 def repeated(tr: Tracer, e: Equation, x: Value, reason: str) -> Any:

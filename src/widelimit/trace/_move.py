@@ -13,18 +13,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._errors import UnsupportedError
 from .._jax import Equation, Var, fold
 from ..program import AxisMap, TensorArg, Term
-from ._deferred import random_multiple, repeated
+from ._deferred import permuted, random_multiple, repeated
 from ._fixed import narrowed
 from ._layout import Axis, Major, Minor, Row, blocks, resolve, size_of
-from ._sizes import Extent, Shape, Size, finite, finite_shape, shape_text
+from ._sizes import (
+    MERGED,
+    Extent,
+    Shape,
+    Size,
+    finite,
+    finite_shape,
+    runs,
+    shape_text,
+)
 from ._tracer import Check, Tracer, rule
 from ._values import Data, Known, Leaf, Linear, MatrixValue, Value, leaf_shape
 from ._views import axis_maps, combined, view
-
-_MERGED = "Two wide axes are merged by a reshape."
 
 
 def move(
@@ -122,11 +128,12 @@ def _positions(
 
 @rule("reversal of index axes", "rev")
 def _rev(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
-    x = ins[0]
-    if isinstance(x, MatrixValue) or (
-        x.wide and x.axis in e.params.get("dimensions", ())
-    ):
-        raise tr.refuse(f"`{e.name}` along a wide axis")
+    x, axes = ins[0], e.params["dimensions"]
+    if any(isinstance(x.shape[a], Size) for a in axes):
+        raise tr.refuse("`rev` along a wide axis")
+    if isinstance(x, MatrixValue):
+        every = [slice(None, None, -1 if i in axes else 1) for i in range(len(x.shape))]
+        return [_positions_of_matrix(x, x.shape, every)]
     return move(tr, e, ins, x.axis, x.layout)
 
 
@@ -225,15 +232,14 @@ def _broadcast_matrix(
     "squeeze",
 )
 def _reshape(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
-    x, shape = ins[0], e.outputs[0].shape
+    x, shape = permuted(tr, e, ins[0]), e.outputs[0].shape
     if isinstance(x, MatrixValue):
         return [_reshape_matrix(tr, x, shape)]
     if x.kind == "bits":
         return [dataclasses.replace(x, shape=shape)]
-    if e.params.get("dimensions") is not None and e.name == "reshape":
-        raise tr.refuse("A reshape that also permutes")
     if not x.wide:
-        return move(tr, e, [x], None, None)
+        params = {**e.params, "dimensions": None} if e.name == "reshape" else e.params
+        return move(tr, dataclasses.replace(e, params=params), [x], None, None)
     axis, layout = _reshape_layout(tr, x, shape)
     if tr.dry:
         return [
@@ -272,18 +278,21 @@ def _reshape_layout(tr: Tracer, x: Value, shape: Shape) -> tuple[int, Axis]:
     """The wide axis after a reshape, and its layout."""
     assert x.axis is not None
     assert x.layout is not None
-    a, b = _groups(tr, x.shape, shape, x.axis)
+    pairs = runs(x.shape, shape)
+    if pairs is None:
+        raise tr.refuse(f"A reshape from {shape_text(x.shape)} to {shape_text(shape)}")
+    a, b = next((a, b) for a, b in pairs if a[0] <= x.axis < a[1])
     flat: Axis = x.layout
     for s in reversed(x.shape[a[0] : x.axis]):
-        flat = Major(finite(s, _MERGED), flat)
+        flat = Major(finite(s, MERGED), flat)
     for s in x.shape[x.axis + 1 : a[1]]:
-        flat = Minor(flat, finite(s, _MERGED))
+        flat = Minor(flat, finite(s, MERGED))
     new = [i for i in range(*b) if isinstance(shape[i], Size)]
     if len(new) != 1:
         raise tr.refuse(f"A reshape from {shape_text(x.shape)} to {shape_text(shape)}")
     (axis,) = new
-    before = finite_shape(shape[b[0] : axis], _MERGED)
-    after = finite_shape(shape[axis + 1 : b[1]], _MERGED)
+    before = finite_shape(shape[b[0] : axis], MERGED)
+    after = finite_shape(shape[axis + 1 : b[1]], MERGED)
     if not before and not after:
         return axis, flat
     size = shape[axis]
@@ -296,74 +305,6 @@ def _reshape_layout(tr: Tracer, x: Value, shape: Shape) -> tuple[int, Axis]:
         template = Minor(template, s)
     tr.unify(template, flat)
     return axis, inner
-
-
-def _groups(
-    tr: Tracer, old: Shape, new: Shape, axis: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The smallest runs of axes around the wide axis that hold the same entries."""
-    i = j = 0
-    while True:
-        start = (i, j)
-        p, q = _Count(1), _Count(1)
-        i, j = i + 1, j + 1
-        p, q = p.times(old[start[0]]), q.times(new[start[1]])
-        while p != q:
-            if p.less(q) and i < len(old):
-                p, i = p.times(old[i]), i + 1
-            elif j < len(new):
-                q, j = q.times(new[j]), j + 1
-            else:
-                raise tr.refuse(
-                    f"A reshape from {shape_text(old)} to {shape_text(new)}"
-                )
-        # Axes of size one go with whatever stands before them.
-        while i < len(old) and old[i] == 1 and (j >= len(new) or new[j] != 1):
-            i += 1
-        while j < len(new) and new[j] == 1 and (i >= len(old) or old[i] != 1):
-            j += 1
-        if start[0] <= axis < i:
-            return (start[0], i), (start[1], j)
-        if i >= len(old) or j >= len(new):
-            raise tr.refuse(f"A reshape from {shape_text(old)} to {shape_text(new)}")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Count:
-    """A product of extents: a count, times at most one wide size."""
-
-    count: int
-    wide: Size | None = None
-
-    def times(self, extent: Extent) -> "_Count":
-        """The product with one more extent."""
-        if isinstance(extent, Size):
-            if self.wide is not None:
-                raise UnsupportedError(_MERGED)
-            return _Count(self.count, extent)
-        return _Count(self.count * extent, self.wide)
-
-    def total(self) -> Extent:
-        """The number of entries."""
-        return self.count if self.wide is None else self.count * self.wide
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Count) and self.total() == other.total()
-
-    def __hash__(self) -> int:
-        return hash(self.total())
-
-    def less(self, other: "_Count") -> bool:
-        """Whether this has fewer entries."""
-        a, b = self.total(), other.total()
-        if isinstance(a, int) and isinstance(b, int):
-            return a < b
-        if isinstance(a, Size) and isinstance(b, Size):
-            difference = b - a
-            return isinstance(difference, Size) and all(
-                c > 0 for _, c in difference.terms
-            )
-        return isinstance(a, int)
 
 
 def _reshape_matrix(tr: Tracer, x: MatrixValue, shape: Shape) -> MatrixValue:
@@ -527,17 +468,22 @@ def _slice_matrix(
                 "A matrix parameter is cut along a wide axis; cut the vector that it "
                 "makes or takes instead. The slice"
             )
+    every = [slice(*at) for at in zip(starts, limits, strides, strict=True)]
+    return _positions_of_matrix(x, shape, every)
+
+
+def _positions_of_matrix(
+    x: MatrixValue, shape: Shape, every: Sequence[slice]
+) -> MatrixValue:
+    """A matrix value read along its finite axes."""
     terms = []
     for t in x.terms:
         axes = []
         for i, (p, positions) in enumerate(t.axes):
-            if i in x.layouts or p < 0:
-                axes.append((p, positions))
-                continue
-            size = x.shape[i]
-            assert isinstance(size, int)
-            old = tuple(range(size)) if positions is None else positions
-            axes.append((p, old[starts[i] : limits[i] : strides[i]]))
+            if i not in x.layouts and p >= 0:
+                old = range(finite(x.shape[i])) if positions is None else positions
+                positions = tuple(old[every[i]])
+            axes.append((p, positions))
         terms.append(dataclasses.replace(t, axes=tuple(axes)))
     return dataclasses.replace(x, shape=shape, terms=tuple(terms))
 

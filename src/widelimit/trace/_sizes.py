@@ -269,3 +269,78 @@ def finite_shape(
         UnsupportedError: an axis grows with the widths; the message is `problem`.
     """
     return tuple(finite(s, problem) for s in shape)
+
+
+# Reshapes -----------------------------------------------------------------------------
+
+MERGED = "Two wide axes are merged by a reshape."
+
+Run = tuple[int, int]
+"""The first axis of a run, and the first one after it."""
+
+
+def runs(old: Shape, new: Shape) -> list[tuple[Run, Run]] | None:
+    """The shortest runs of axes that hold the same entries before and after a reshape.
+
+    None if there are none. A run has at least one axis on the side that has any left.
+    """
+    found: list[tuple[Run, Run]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        start, p, q = (i, j), _Count(1), _Count(1)
+        if i < len(old):
+            p, i = p.times(old[i]), i + 1
+        if j < len(new):
+            q, j = q.times(new[j]), j + 1
+        while p != q:
+            if p.less(q) and i < len(old):
+                p, i = p.times(old[i]), i + 1
+            elif j < len(new):
+                q, j = q.times(new[j]), j + 1
+            else:
+                return None
+        # Axes of size one go with whatever stands before them.
+        while i < len(old) and old[i] == 1 and (j >= len(new) or new[j] != 1):
+            i += 1
+        while j < len(new) and new[j] == 1 and (i >= len(old) or old[i] != 1):
+            j += 1
+        found.append(((start[0], i), (start[1], j)))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Count:
+    """A product of extents: a count, times at most one wide size."""
+
+    count: int
+    wide: Size | None = None
+
+    def times(self, extent: Extent) -> "_Count":
+        """The product with one more extent."""
+        if isinstance(extent, Size):
+            if self.wide is not None:
+                raise UnsupportedError(MERGED)
+            return _Count(self.count, extent)
+        return _Count(self.count * extent, self.wide)
+
+    def total(self) -> Extent:
+        """The number of entries."""
+        return self.count if self.wide is None else self.count * self.wide
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Count) and self.total() == other.total()
+
+    def __hash__(self) -> int:
+        return hash(self.total())
+
+    def less(self, other: "_Count") -> bool:
+        """Whether this has fewer entries."""
+        a, b = self.total(), other.total()
+        if isinstance(a, int) and isinstance(b, int):
+            return a < b
+        if isinstance(a, Size) and isinstance(b, Size):
+            difference = b - a
+            return isinstance(difference, Size) and all(
+                c > 0 for _, c in difference.terms
+            )
+        return isinstance(a, int)
