@@ -138,7 +138,7 @@ pointwise(
 )
 
 
-# ------------------------------------------------------- every activation of jax.nn
+# ----------------------- activations of jax.nn; celu and selu are elu in other scales
 ACTIVATIONS: dict[str, Activation] = {
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
@@ -154,8 +154,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "hard_silu": jax.nn.hard_silu,
     "hard_tanh": jax.nn.hard_tanh,
     "elu": jax.nn.elu,
-    "celu": lambda h: jax.nn.celu(h, 1.3),
-    "selu": jax.nn.selu,
     "gelu_tanh": jax.nn.gelu,
     "gelu": lambda h: jax.nn.gelu(h, approximate=False),
     "squareplus": jax.nn.squareplus,

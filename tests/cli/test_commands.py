@@ -9,7 +9,6 @@ import pytest
 
 import widelimit as wl
 from widelimit.cli import main
-from widelimit.cli._demo import demo
 from widelimit.cli._progress import progress
 
 MODEL = """\
@@ -159,15 +158,3 @@ def test_bars_are_for_terminals_only(capsys, monkeypatch):
     shown = capsys.readouterr()
     assert "work" in shown.err
     assert shown.out == ""
-
-
-@pytest.mark.slow
-def test_the_demonstration_reads_digits(capsys):
-    """On fewer images; CI runs the whole of it as the README's first command."""
-    assert demo(train=300, test=200, widths=(64, 256), seeds=8) == 0
-    text = capsys.readouterr().out
-    assert len(re.findall(r"\d\d\.\d % \(\d+ of 200 test images\)", text)) == 6
-    accuracies = [float(a) for a in re.findall(r"(\d\d\.\d) % \(", text)]
-    assert min(accuracies) >= 92.0
-    assert text.count(" agree ") == 3
-    assert "What to try next" in text

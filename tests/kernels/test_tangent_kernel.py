@@ -247,9 +247,12 @@ def test_the_diagonal_is_exact_in_single_precision():
 
     x = RNG.standard_normal((4, 5))
     net = wl.limit(f, params)
-    single = np.asarray(net.ntk(x.astype(np.float32)))
-    assert single.dtype == np.float32
-    np.testing.assert_allclose(np.diag(single), np.diag(net.ntk(x)), rtol=1e-6)
+    exact, single = net.kernels(x), net.kernels(x.astype(np.float32))
+    for k, k32 in ((exact.nngp, single.nngp), (exact.ntk, single.ntk)):
+        assert k32.dtype == np.float32
+        np.testing.assert_allclose(np.diag(k32), np.diag(k), rtol=1e-6)
+    # Every layer keeps the length of its input; the first doubles, the last halves it.
+    np.testing.assert_allclose(np.diag(exact.nngp), (x**2).mean(1), rtol=1e-12)
 
 
 # --------------------------------------- gradients that are not independent of weights
