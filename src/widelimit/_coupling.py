@@ -75,7 +75,8 @@ def _dtypes(x: Any) -> list[Any]:
 
 
 def _as(a: Any, dtype: Any) -> Any:
-    floating = np.issubdtype(a.dtype, np.floating)
+    """An array of numbers in another precision; Python's numbers have none."""
+    floating = np.issubdtype(getattr(a, "dtype", np.intp), np.floating)
     return np.asarray(a).astype(dtype) if floating and is_concrete(a) else a
 
 

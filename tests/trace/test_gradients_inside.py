@@ -112,8 +112,6 @@ def squares(f: Any, name: str, p: Params, x: Array) -> Array:
 
 
 def pair_by_pair(f: Any, name: str, p: Params, x: Array) -> Array:
-    """Without `vmap`, which makes a grouped convolution of one with two batches."""
-
     def one(w: Array, row: Array) -> Array:
         return f({**p, name: w}, row[None])[0, 0]
 
@@ -142,6 +140,8 @@ def test_a_tangent_kernel_by_hand(kind: str, name: str) -> None:
         ("two_widths", "B"),
         ("dense", "v"),
         ("normalised", "W"),
+        ("convolutional", "U"),
+        ("convolutional", "W"),
     ],
 )
 def test_more_tangent_kernels_by_hand(kind: str, name: str) -> None:

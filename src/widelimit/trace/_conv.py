@@ -12,14 +12,17 @@ from ._contract import Letters, data_times, inner_product, matrix_times, product
 from ._deferred import (
     added,
     counted,
+    cut,
     deferred_rule,
     finished,
     on_one_factor,
     outer_reason,
     product,
     random_multiple,
+    reshaped,
     summands,
     with_table,
+    with_weights,
 )
 from ._elementwise import folded
 from ._fixed import on_tensors
@@ -148,9 +151,32 @@ class _Convolution:
         return maps
 
     def as_product(self, reason: str) -> Any:
-        """A product of both sides and of a table for every axis of positions."""
-        if self.groups != 1:
-            raise self.tr.refuse(f"{reason} by a convolution with groups")
+        """A product of both sides, or a sum over groups of them."""
+        groups = self.groups
+        if not isinstance(groups, int):
+            raise self.tr.refuse(f"{reason} by a convolution with a group a channel")
+        if groups == 1:
+            return self._product(self.lhs, self.rhs, reason)
+        sides = [self._group(number, groups) for number in range(groups)]
+        return added(self.tr, [self._product(*both, reason) for both in sides])
+
+    def _group(self, number: int, count: int) -> tuple[Any, Any]:
+        """What a group reads, and its filters, with zeros for those of the others."""
+        tr, lhs, rhs, at = self.tr, self.lhs, self.rhs, self.rhs_out
+        size = finite(lhs.shape[self.lhs_feature]) // count
+        shape = tuple(
+            size if a == self.lhs_feature else s for a, s in enumerate(lhs.shape)
+        )
+        start = number * size
+        lhs = cut(tr, lhs, self.lhs_feature, shape, start, start + size)
+        whole = rhs.shape[at]
+        part = whole // count if isinstance(whole, int) else whole / count
+        split = (*rhs.shape[:at], count, part, *rhs.shape[at + 1 :])
+        one = with_weights(tr, reshaped(tr, rhs, split), at, np.eye(count)[number])
+        return lhs, reshaped(tr, one, rhs.shape)
+
+    def _product(self, lhs: Any, rhs: Any, reason: str) -> Any:
+        """Both sides, and a table for every axis of positions."""
         free = len(self.shape) + len(self.kernel)
         labels: tuple[dict[int, int], dict[int, int]] = (
             {self.lhs_batch: self.out_batch, self.lhs_feature: free},
@@ -163,12 +189,12 @@ class _Convolution:
             labels[0][here] = free + i
             labels[1][there] = self.kernel_letters[i - 1]
             m = self.maps[i - 1]
-            reads = np.arange(finite(self.lhs.shape[here]))[:, None, None] == m.table
+            reads = np.arange(finite(lhs.shape[here]))[:, None, None] == m.table
             value = known(reads.astype(float))
             tables.append(Factor(value, (free + i, *m.letters)))
         sides = [[a[i] for i in range(len(a))] for a in labels]
-        total = product(self.lhs, sides[0], self.rhs, sides[1], self.shape, reason)
-        total = counted(self.tr, total, {free: self.lhs.shape[self.lhs_feature]})
+        total = product(lhs, sides[0], rhs, sides[1], self.shape, reason)
+        total = counted(self.tr, total, {free: lhs.shape[self.lhs_feature]})
         terms = tuple((*t, *tables) for t in total.terms)
         return finished(self.tr, dataclasses.replace(total, terms=terms))
 

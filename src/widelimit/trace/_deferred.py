@@ -560,12 +560,16 @@ def _regrouped(
     order = {a: i for i, a in enumerate((*own, *old))}
     before = tuple(known_as[a] if a in known_as else x.shape[a] for a in order)
     value = _read(tr, Factor(f.value, tuple(order[a] for a in f.labels)), before)
-    after = (*(known_as[a] for a in own), *sizes)
-    params = {"new_sizes": after, "dimensions": None, "sharding": None}
-    out = (Var(after, value.dtype),)
-    moved = Equation("reshape", params, (), out, tr.where, lax.reshape_p)
-    value = tr.apply(moved, [value])[0]
+    value = reshaped(tr, value, (*(known_as[a] for a in own), *sizes))
     return [*(g for g in term if g is not f), Factor(value, (*own, *new))]
+
+
+def reshaped(tr: Tracer, x: Any, shape: Shape) -> Any:
+    """The same entries in another shape."""
+    params = {"new_sizes": shape, "dimensions": None, "sharding": None}
+    out = (Var(shape, x.dtype),)
+    e = Equation("reshape", params, (), out, tr.where, lax.reshape_p)
+    return tr.apply(e, [x])[0]
 
 
 @deferred_rule("reduce_sum")
@@ -603,14 +607,16 @@ def _slice(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     cuts = zip(p["start_indices"], p["limit_indices"], steps, strict=True)
     for axis, (start, stop, step) in enumerate(cuts):
         if (start, stop, step) != (0, x.shape[axis], 1):
-            move = functools.partial(_cut, tr, start=start, stop=stop, step=step)
+            move = functools.partial(cut, tr, start=start, stop=stop, step=step)
             x = _along(tr, x, axis, e.outputs[0].shape[axis], move)
     return [x]
 
 
-def _cut(
-    tr: Tracer, x: Value, at: int, shape: Shape, start: int, stop: int, step: int
+def cut(
+    tr: Tracer, x: Any, at: int, shape: Shape, start: Any, stop: Any, step: int = 1
 ) -> Any:
+    """Some positions of one axis; `shape` is that of the result."""
+
     def only(there: Any, elsewhere: Sequence[Any]) -> tuple[Any, ...]:
         return (*elsewhere[:at], there, *elsewhere[at + 1 :])
 
@@ -641,7 +647,7 @@ def _reversed(tr: Tracer, x: Value, at: int, shape: Shape) -> Any:
 def _split(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     (x,), axis, start, parts = ins, e.params["axis"], 0, []
     for size in e.params["sizes"]:
-        move = functools.partial(_cut, tr, start=start, stop=start + size, step=1)
+        move = functools.partial(cut, tr, start=start, stop=start + size)
         parts.append(_along(tr, x, axis, size, move))
         start = start + size
     return parts
@@ -655,6 +661,12 @@ def _cumsum(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     ones = np.ones((x.shape[axis],) * 2)
     table = np.tril(ones) if e.params["reverse"] else np.triu(ones)
     return [with_table(tr, x, axis, table)]
+
+
+def with_weights(tr: Tracer, x: Any, axis: int, weights: np.ndarray) -> Any:
+    """The positions of one axis multiplied by numbers."""
+    axes, reason = range(len(x.shape)), getattr(x, "reason", "")
+    return finished(tr, product(x, axes, known(weights), [axis], x.shape, reason))
 
 
 def with_table(tr: Tracer, x: Deferred, axis: int, table: np.ndarray) -> Any:
