@@ -44,6 +44,13 @@ def overwriting(p: Params, x: Array) -> Array:
     return readout(p, h)
 
 
+@covers("scatter-add", x=SEQUENCE, U=_U3, W=_U3, v=_V)
+def adding_at_positions(p: Params, x: Array) -> Array:
+    h, more = apply(p["U"], x), relu(apply(p["W"], x))
+    h = h.at[:, jnp.array([2, 0, 2])].add(more[:, :3])
+    return readout(p, jnp.sin(h.at[:, 1].add(more[:, 4])))
+
+
 @covers("pad", x=SEQUENCE, U=_U3, v=_V)
 def padding_before_a_nonlinearity(p: Params, x: Array) -> Array:
     h = jnp.pad(apply(p["U"], x), ((0, 0), (1, 0), (0, 0)))

@@ -87,12 +87,26 @@ FILTERS = {
     "W": wl.normal((3, n, m)),
     "v": wl.normal((m, 1)),
 }
+
+
+def positional(p: Params, x: Array) -> Array:
+    """Two tokens with an embedding of their positions, looked up in a table."""
+    h = apply(p["U"], x.reshape(len(x), 2, 2)) + p["E"][jnp.array([2, 0])]
+    return apply(p["v"], jnp.sin(h).mean(1))
+
+
+POSITIONAL = {
+    "U": wl.normal((2, n)),
+    "E": wl.normal((3, n), std=0.6),
+    "v": wl.normal((n, 1)),
+}
 NETWORKS = {
     "with_gain": (with_gain, GAIN),
     "dense": (dense, SQUARE),
     "normalised": (normalised, SQUARE),
     "two_widths": (two_widths, RECTANGULAR),
     "convolutional": (convolutional, FILTERS),
+    "positional": (positional, POSITIONAL),
 }
 
 
@@ -140,6 +154,7 @@ def test_a_tangent_kernel_by_hand(kind: str, name: str) -> None:
         ("two_widths", "B"),
         ("dense", "v"),
         ("normalised", "W"),
+        ("positional", "E"),
         ("convolutional", "U"),
         ("convolutional", "W"),
     ],
@@ -177,6 +192,7 @@ POSITIONS = {
     "circular": lambda p, h: conv(p["W"], jnp.pad(h, ((0, 0), (2, 2), (0, 0)), "wrap")),
     "merged": lambda p, h: conv(p["W"], h).reshape(len(h), 2, 2, -1).sum(1),
     "last": lambda p, h: conv(p["W"], h)[:, -1:],
+    "chosen": lambda p, h: conv(p["W"], h)[:, jnp.array([2, 0, 2])],
     "joined": lambda p, h: jnp.concatenate([conv(p["W"], h), 0.5 * h], axis=1),
     "flattened": lambda p, h: conv(p["W"], h).reshape(len(h), 1, -1),
     "joined_widths": lambda p, h: jnp.concatenate([conv(p["W"], h), h], axis=2),
@@ -246,6 +262,7 @@ def test_gradient_descent_is_that_of_the_tangent_kernel(kind: str, steps: int) -
         (tied, SQUARE, 1),
         (normalised, SQUARE, 1),
         (convolutional, FILTERS, 1),
+        (positional, POSITIONAL, 1),
     ],
 )
 def test_more_gradient_descent(f: Any, params: Params, steps: int) -> None:

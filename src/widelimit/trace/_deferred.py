@@ -8,8 +8,10 @@ would with a label for every axis; whatever is linear moves labels, and a contra
 is made as soon as both of its sides are there.
 """
 
+import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -19,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._jax import Equation, Literal, Var, trace
+from .._jax import Equation, Literal, Var, bind, enable_x64, trace
 from ..program import Part, VecIn, ancestors
 from ._sizes import Shape, Size, finite, runs
 from ._tracer import DEFERRED, RuleFn, Tracer
@@ -32,6 +34,7 @@ from ._values import (
     Value,
     known,
 )
+from ._views import axis_maps
 
 HALF = Fraction(1, 2)
 
@@ -452,12 +455,14 @@ def _gathered(
 def _added_vectors(
     tr: Tracer, s: Sequence[Factor], t: Sequence[Factor]
 ) -> tuple[Factor, ...] | None:
-    def is_in(f: Factor, term: Sequence[Factor]) -> bool:
-        return any(f.value is g.value and f.labels == g.labels for g in term)
-
-    first = [f for f in s if not is_in(f, t)]
-    second = [f for f in t if not is_in(f, s)]
-    if len(first) != 1 or len(second) != 1:
+    """The sum of two terms as one; None if they differ in more than a vector."""
+    counts = [collections.Counter((id(f.value), f.labels) for f in u) for u in (s, t)]
+    rests = [(counts[0] - counts[1]), (counts[1] - counts[0])]
+    first, second = (
+        [f for f in u if (id(f.value), f.labels) in rest]
+        for u, rest in zip((s, t), rests, strict=True)
+    )
+    if [r.total() for r in rests] != [1, 1] or len(first) != 1 or len(second) != 1:
         return None
     (x,), (y,) = first, second
     plain = all(isinstance(f.value, Value) and f.wide for f in (x, y))
@@ -552,16 +557,18 @@ def _regrouped(
     holders = [f for f in term if not set(old).isdisjoint(f.labels)]
     if not holders:
         return term
-    if len(holders) > 1 or isinstance(holders[0].value, MatrixValue):
+    random = [f for f in holders if f.value.kind != "fixed"]
+    if len(random) > 1 or any(isinstance(f.value, MatrixValue) for f in holders):
         raise tr.refuse(f"{x.reason} Its axes are merged or split. The reshape")
-    (f,) = holders
+    every = {a for g in term for a in g.labels}
+    f = functools.reduce(lambda g, h: _together(tr, g, h, every), holders)
     known_as = dict(zip(f.labels, f.value.shape, strict=True))
     own = [a for a in f.labels if a not in old]
     order = {a: i for i, a in enumerate((*own, *old))}
     before = tuple(known_as[a] if a in known_as else x.shape[a] for a in order)
     value = _read(tr, Factor(f.value, tuple(order[a] for a in f.labels)), before)
     value = reshaped(tr, value, (*(known_as[a] for a in own), *sizes))
-    return [*(g for g in term if g is not f), Factor(value, (*own, *new))]
+    return [*(g for g in term if g not in holders), Factor(value, (*own, *new))]
 
 
 def reshaped(tr: Tracer, x: Any, shape: Shape) -> Any:
@@ -679,6 +686,57 @@ def with_table(tr: Tracer, x: Deferred, axis: int, table: np.ndarray) -> Any:
     shape = (*x.shape[:axis], table.shape[1], *x.shape[axis + 1 :])
     total = dataclasses.replace(x, shape=shape, terms=terms)
     return finished(tr, counted(tr, total, {free: x.shape[axis]}))
+
+
+@deferred_rule("scatter-add")
+def _scatter_add(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    return [scatter_add(tr, e, *ins)]
+
+
+def scatter_add(tr: Tracer, e: Equation, x: Any, indices: Any, update: Any) -> Any:
+    """Sums into positions: the update, and a table for every axis of the result."""
+    at = None if isinstance(indices, Deferred) or indices.wide else indices.leaves
+    if at is None or not isinstance(at[0], Known):
+        raise tr.refuse("An array is added to at positions that depend on data")
+    whole, part = (tuple(2 if isinstance(s, Size) else s for s in v.shape)
+                   for v in (x, update))  # fmt: skip
+    maps = axis_maps(_targets(e, at[0].value, whole, part), whole)
+    uses = collections.Counter(a for m in maps for a in m.letters)
+    places, tables, free = {}, [], max(len(whole), len(part))
+    for a, m in enumerate(maps):
+        if m.is_identity and uses[m.letters[0]] == 1 and m.table.size == whole[a]:
+            places[m.letters[0]] = a
+        elif isinstance(x.shape[a], Size):
+            raise tr.refuse("Finitely many coordinates of a wide vector are added to")
+        else:
+            reads = np.arange(whole[a]).reshape(-1, *[1] * m.table.ndim) == m.table
+            tables.append((known(reads.astype(float)), a, m.letters))
+    summed = {a: free + a for a in range(len(part)) if a not in places}
+    places |= summed
+    factors = [Factor(t, (a, *(places[b] for b in bs))) for t, a, bs in tables]
+    terms = tuple(
+        (*_renamed(t, places, free + len(part)), *factors) for t in _terms(update)
+    )
+    reason = getattr(update, "reason", "A sum into positions")
+    total = Deferred(x.shape, terms, reason)
+    total = counted(tr, total, {b: update.shape[a] for a, b in summed.items()})
+    moved = finished(tr, total)
+    return moved if _is_zero(x) else added(tr, [x, moved])
+
+
+def _targets(
+    e: Equation, indices: np.ndarray, whole: Sequence[int], part: Sequence[int]
+) -> np.ndarray:
+    """The flat position that every entry of an update goes to; -1 for none."""
+
+    def place(update: Any) -> Any:
+        return bind(e, [jnp.zeros(whole), indices, update])[0]
+
+    count = math.prod(part)
+    with jax.ensure_compile_time_eval(), enable_x64():
+        each = jax.vmap(place)(jnp.eye(count).reshape(count, *part))
+        hits = np.asarray(each).reshape(count, -1)
+    return np.where(hits.any(1), hits.argmax(1), -1).reshape(part)
 
 
 def _along(

@@ -15,7 +15,7 @@ from jax import lax
 
 from .._jax import Equation, Var, fold
 from ..program import AxisMap, TensorArg, Term
-from ._deferred import permuted, random_multiple, repeated
+from ._deferred import permuted, random_multiple, repeated, scatter_add
 from ._fixed import narrowed
 from ._layout import Axis, Major, Minor, Row, blocks, resolve, size_of
 from ._sizes import (
@@ -798,6 +798,13 @@ def _scatter(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     if indices.leaves is None or not isinstance(indices.leaf, Known):
         raise tr.refuse("An array is written at positions that depend on data")
     return _write(tr, e, x, update, _StaticScatter(e, indices.leaf.value))
+
+
+@rule("sums into positions known while tracing", "scatter-add")
+def _scatter_add(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
+    if any(isinstance(v, MatrixValue) for v in ins):
+        raise tr.refuse("A matrix parameter is added to at some positions")
+    return [scatter_add(tr, e, *ins)]
 
 
 class _StaticScatter:
