@@ -138,21 +138,18 @@ pointwise(
 )
 
 
-# ----------------------- activations of jax.nn; celu and selu are elu in other scales
+# ----------------------------------------- activations of jax.nn, one of each kind
 ACTIVATIONS: dict[str, Activation] = {
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
     "sigmoid": jax.nn.sigmoid,
     "softplus": jax.nn.softplus,
     "sparse_plus": jax.nn.sparse_plus,
-    "sparse_sigmoid": jax.nn.sparse_sigmoid,
     "soft_sign": jax.nn.soft_sign,
     "silu": jax.nn.silu,
     "log_sigmoid": jax.nn.log_sigmoid,
     "leaky_relu": jax.nn.leaky_relu,
     "hard_sigmoid": jax.nn.hard_sigmoid,
-    "hard_silu": jax.nn.hard_silu,
-    "hard_tanh": jax.nn.hard_tanh,
     "elu": jax.nn.elu,
     "gelu_tanh": jax.nn.gelu,
     "gelu": lambda h: jax.nn.gelu(h, approximate=False),

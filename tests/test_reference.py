@@ -89,12 +89,8 @@ def test_kernel_of_two_blocks(name: str) -> None:
     compare(net, kernels.ntk, f"k/{name}/ntk12", 1e-12)
 
 
-# What an input has with itself depends on its functions, not on its positions.
-ONE_BLOCK = [n for n, net in NETWORKS.items() if n in FAST or net.data == "flat5"]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ONE_BLOCK)
+@pytest.mark.parametrize("name", [*FAST, "phi1_sign", "phi1_abs", "mask_gap"])
 def test_kernel_of_one_block(name: str) -> None:
     net = NETWORKS[name]
     x1 = jnp.asarray(array(f"in/{net.data}/x1"))

@@ -22,7 +22,7 @@ import widelimit as wl
 from widelimit.asymptotics import Engine, _engine, _limit
 from widelimit.program import LinComb, MatMul, Moment, TensorProgram, Vector
 
-SEEDS = 32
+SEEDS = 24
 WIDTH = 256
 PAIRS = 10
 QUANTILE = t.isf(norm.sf(5.0), SEEDS - 1)
@@ -117,7 +117,7 @@ def compare(p: wl.Program, seed: int, pairs: int = PAIRS) -> list[Comparison]:
 
 def pairs_of(seed: int) -> int:
     """How many pairs a program of the slow tests is compared at."""
-    if seed % 20 == 0:
+    if seed % 40 == 0:
         jax.clear_caches()  # the code of so many programs would fill the memory
     return PAIRS if seed < 10 else 2
 

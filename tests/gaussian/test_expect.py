@@ -32,7 +32,7 @@ def _bent(x):
 ACTIVATIONS = {
     name: getattr(jax.nn, name)
     for name in (
-        "tanh sigmoid silu softplus gelu mish elu selu celu relu6 hard_tanh hard_swish "
+        "tanh sigmoid silu softplus gelu mish elu selu relu6 hard_tanh hard_swish "
         "log_sigmoid soft_sign squareplus hard_sigmoid leaky_relu sparse_plus relu"
     ).split()
 } | {

@@ -229,7 +229,7 @@ def test_dropout_has_no_edge_at_one():
 
 
 @SLOW
-@pytest.mark.parametrize("w", [0.9, 1.8])
+@pytest.mark.parametrize("w", [1.8])
 def test_gradients_of_deep_finite_networks(w):
     """The mean ratio of squared gradients at neighbouring layers, over seeds.
 

@@ -9,26 +9,14 @@ import numpy as np
 from .._jax import Equation, Var
 from ..program import AxisMap, Term
 from ._contract import Letters, data_times, inner_product, matrix_times, products
-from ._deferred import (
-    added,
-    counted,
-    cut,
-    deferred_rule,
-    finished,
-    on_one_factor,
-    outer_reason,
-    product,
-    random_multiple,
-    reshaped,
-    summands,
-    with_table,
-    with_weights,
-)
+from ._deferred import outer_reason, random_multiple
+from ._deferred_moves import cut, on_one_factor, reshaped, with_table, with_weights
 from ._elementwise import folded
 from ._fixed import on_tensors
 from ._layout import Major
+from ._product import added, counted, finished, product, summands
 from ._sizes import Extent, Shape, Size, finite
-from ._tracer import Tracer, rule, wide_axis
+from ._tracer import Tracer, deferred_rule, rule, wide_axis
 from ._values import Deferred, Factor, Leaf, Linear, MatrixValue, Value, known
 from ._views import view
 

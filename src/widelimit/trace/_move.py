@@ -15,7 +15,8 @@ from jax import lax
 
 from .._jax import Equation, Var, fold
 from ..program import AxisMap, TensorArg, Term
-from ._deferred import permuted, random_multiple, repeated, scatter_add
+from ._deferred import random_multiple
+from ._deferred_moves import permuted, repeated, scatter_add
 from ._fixed import narrowed
 from ._layout import Axis, Major, Minor, Row, blocks, resolve, size_of
 from ._sizes import (

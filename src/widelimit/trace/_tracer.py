@@ -61,7 +61,7 @@ RULES: dict[str, Rule] = {}
 """JAX primitive -> rule: one of the two open registries of widelimit."""
 
 DEFERRED: dict[str, RuleFn] = {}
-"""The rules for operands that no line holds; see `_deferred`."""
+"""The rules for operands that no line holds; see `_product`."""
 
 
 def rule(summary: str, *names: str) -> Callable[[RuleFn], RuleFn]:
@@ -70,6 +70,16 @@ def rule(summary: str, *names: str) -> Callable[[RuleFn], RuleFn]:
     def register(f: RuleFn) -> RuleFn:
         for name in names:
             RULES[name] = Rule(f, summary)
+        return f
+
+    return register
+
+
+def deferred_rule(*names: str) -> Callable[[RuleFn], RuleFn]:
+    """Register a function as the rule of primitives for operands that no line holds."""
+
+    def register(f: RuleFn) -> RuleFn:
+        DEFERRED.update(dict.fromkeys(names, f))
         return f
 
     return register
