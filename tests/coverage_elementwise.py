@@ -142,18 +142,13 @@ pointwise(
 ACTIVATIONS: dict[str, Activation] = {
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
-    "sigmoid": jax.nn.sigmoid,
     "softplus": jax.nn.softplus,
     "sparse_plus": jax.nn.sparse_plus,
     "soft_sign": jax.nn.soft_sign,
-    "silu": jax.nn.silu,
-    "log_sigmoid": jax.nn.log_sigmoid,
     "leaky_relu": jax.nn.leaky_relu,
-    "hard_sigmoid": jax.nn.hard_sigmoid,
     "elu": jax.nn.elu,
     "gelu_tanh": jax.nn.gelu,
     "gelu": lambda h: jax.nn.gelu(h, approximate=False),
-    "squareplus": jax.nn.squareplus,
     "mish": jax.nn.mish,
 }
 

@@ -119,7 +119,7 @@ def pairs_of(seed: int) -> int:
     """How many pairs a program of the slow tests is compared at."""
     if seed % 40 == 0:
         jax.clear_caches()  # the code of so many programs would fill the memory
-    if seed < 50:
+    if seed < 20:
         return PAIRS if seed < 10 else 2
     return 1  # the last vector, which all others made
 
