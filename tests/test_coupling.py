@@ -137,6 +137,17 @@ def test_a_convolution_wants_parameters_and_data_alike(dtype: Any) -> None:
     assert is_coupled(f, SEQUENCE[:, :2].astype(dtype), params)
 
 
+@pytest.mark.parametrize("mixing", [False, True])
+def test_parameters_may_hold_keys_and_numbers(mixing: bool) -> None:
+    def f(p: Any, x: Any) -> Any:
+        h = jnp.tanh(p["gain"] * apply(p["U"], x))
+        h = h * jax.random.normal(p["key"], h.shape[1:])
+        return readout(p, h - h.mean(0) if mixing else h)
+
+    params = {**PARAMS, "key": jax.random.key(0), "gain": 2.0}
+    assert is_coupled(f, FLAT, params) == mixing
+
+
 def in_groups(count: int) -> Function:
     def f(p: Any, x: Any) -> Any:
         h = hidden(p, x).reshape(len(x), count, -1)

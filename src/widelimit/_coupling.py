@@ -10,7 +10,7 @@ import numpy as np
 
 from ._errors import InputError
 from ._jax import Graph, is_concrete
-from ._small import WIDTHS, small_network, small_widths
+from ._small import WIDTHS, in_precision, small_network, small_widths
 from .trace import trace_at
 
 
@@ -50,9 +50,10 @@ def _depends(
     dtype: Any,
 ) -> bool:
     """Whether the first output reads a later input, or the second an earlier one."""
-    first, second, third = (jax.tree.map(lambda a: _as(a, dtype), x) for x in inputs)
-    run, theta = small_network(f, params, widths)
-    theta = jax.tree.map(lambda a: _as(a, dtype), theta)
+    first, second, third = (
+        jax.tree.map(lambda a: in_precision(a, dtype), x) for x in inputs
+    )
+    run, theta = small_network(f, params, widths, dtype)
     before = [run(theta, _pair(first, y)) for y in (second, third)]
     after = [run(theta, _pair(y, first)) for y in (second, third)]
     if not all(hasattr(y, "shape") and np.ndim(y) for y in (*before, *after)):
@@ -72,12 +73,6 @@ def _dtypes(x: Any) -> list[Any]:
     ]
     default = np.dtype(jnp.result_type(float))
     return list(dict.fromkeys([*floating, default, np.dtype(np.float32)]))
-
-
-def _as(a: Any, dtype: Any) -> Any:
-    """An array of numbers in another precision; Python's numbers have none."""
-    floating = np.issubdtype(getattr(a, "dtype", np.intp), np.floating)
-    return np.asarray(a).astype(dtype) if floating and is_concrete(a) else a
 
 
 def _traced(f: Callable[..., Any], params: Any, x: Any, rows: int) -> Graph | None:

@@ -46,9 +46,8 @@ def replaced_derivatives(f: Callable[..., Any], params: Any, x: Any) -> tuple[st
 def _replaced(
     f: Callable[..., Any], params: Any, x: Any, widths: dict[str, int]
 ) -> tuple[str, ...]:
-    run, theta = small_network(f, params, widths)
-    theta = jax.tree.map(_double, theta)
-    leaves, tree = jax.tree.flatten(theta)
+    run, theta = small_network(f, params, widths, np.float64)
+    leaves, tree = jax.tree.flatten(jax.tree.map(jnp.asarray, theta))
     graph, out = trace(lambda *t: run(tree.unflatten(t), x), *leaves)
     found = tuple(dict.fromkeys(_marked(graph)))
     if not found:
@@ -74,11 +73,6 @@ def _replaced(
         for a, b in zip(taken, plain, strict=True)
     )
     return () if same else found
-
-
-def _double(a: Any) -> Any:
-    a = np.asarray(a)
-    return a.astype(np.float64) if np.issubdtype(a.dtype, np.floating) else a
 
 
 def _marked(graph: Graph) -> Iterator[str]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ._jax import is_concrete
@@ -15,9 +16,12 @@ WIDTHS = (48, 192, 960, 5040)
 
 
 def small_network(
-    f: Callable[..., Any], params: Any, widths: Mapping[str, int]
+    f: Callable[..., Any], params: Any, widths: Mapping[str, int], dtype: Any
 ) -> tuple[Callable[..., Any], Any]:
-    """The network at small widths; only which numbers meet matters, not their law."""
+    """The network at small widths, and its parameters, of one floating type.
+
+    Only which numbers meet matters, not their law.
+    """
     rng = np.random.default_rng(1)
 
     def draw(p: Any) -> Any:
@@ -25,13 +29,11 @@ def small_network(
             shape = trial_shape(p.shape, widths)
             std = float(p.std) if is_concrete(p.std) else 1.0
             scale = std / math.prod(shape[a] for a in p.fan_in_axes) ** 0.5
-            return (scale * rng.standard_normal(shape)).astype(np.float32)
+            return (scale * rng.standard_normal(shape)).astype(dtype)
         if isinstance(p, Constant):
             value = np.asarray(p.value) if is_concrete(p.value) else np.ones(())
-            return np.broadcast_to(value, trial_shape(p.shape, widths)).astype(
-                np.float32
-            )
-        return p if is_concrete(p) else np.ones(p.shape, p.dtype)
+            return np.broadcast_to(value, trial_shape(p.shape, widths)).astype(dtype)
+        return in_precision(p if is_concrete(p) else np.ones(p.shape, p.dtype), dtype)
 
     theta = jax.tree.map(
         draw, params, is_leaf=lambda p: isinstance(p, Normal | Constant)
@@ -42,6 +44,12 @@ def small_network(
             return f(theta, x)
 
     return jax.jit(run), theta
+
+
+def in_precision(a: Any, dtype: Any) -> Any:
+    """An array of another floating type, if of one; labels and keys are left alone."""
+    floating = hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.floating)
+    return np.asarray(a).astype(dtype) if floating else a
 
 
 def small_widths(params: Any, scale: int) -> dict[str, int]:
