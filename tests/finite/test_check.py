@@ -357,3 +357,26 @@ def test_the_tangent_kernel_is_compared_when_asked():
     wrong = {"ntk": 1.1 * np.asarray(net.ntk(x))}
     refused = finite.check(f, params, x, wrong, widths=(128,), seeds=16)
     assert not refused.passed
+
+
+def test_a_key_among_the_parameters():
+    """Typed keys are arrays that NumPy does not know; the noise is one draw."""
+
+    def f(params, x):
+        h = x @ params["U"] / math.sqrt(3)
+        noise = jax.random.normal(params["key"], h.shape[1:])
+        return (h + params["gain"] * noise) @ params["v"] / jnp.sqrt(n)
+
+    net = wl.limit(
+        f,
+        {
+            "U": wl.normal((3, n)),
+            "v": wl.normal((n, 1)),
+            "gain": np.float32(2.0),
+            "key": jax.random.key(0),
+        },
+    )
+    kernel = X @ X.T / 3 + 4.0
+    np.testing.assert_allclose(net.nngp(X), kernel, rtol=1e-6)
+    np.testing.assert_allclose(net.ntk(X), X @ X.T / 3 + kernel, rtol=1e-6)
+    assert net.check(X, **SMALL).passed

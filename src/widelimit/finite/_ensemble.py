@@ -117,7 +117,8 @@ class Ensemble:
             inputs = [
                 self._draw(r, place, repeats) for r in rngs[start : start + chunk]
             ]
-            several = jax.tree_util.tree_map(lambda *v: np.stack(v), *inputs)
+            # Of jax.numpy: a parameter may be a key.
+            several = jax.tree_util.tree_map(lambda *v: jnp.stack(v), *inputs)
             with jax.default_matmul_precision("highest"):
                 found = run(*(inputs[0] if chunk == 1 else several), self.x)
             for i in range(chunk):

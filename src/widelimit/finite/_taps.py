@@ -91,7 +91,9 @@ def graph_of(f: Callable[..., Any], theta: Any, x: Any) -> tuple[_jax.Graph, lis
 
     arrays = [leaves[i] for i in places]
     shapes = [
-        jax.ShapeDtypeStruct(a.shape, jax.dtypes.canonicalize_dtype(a.dtype))
+        jax.ShapeDtypeStruct(
+            a.shape, jax.dtypes.canonicalize_dtype(a.dtype, allow_extended_dtype=True)
+        )
         for a in arrays
     ]
     graph, shape = _jax.trace(network, *shapes, x64=_jax.x64_enabled())

@@ -287,12 +287,12 @@ def path_name(path: Any) -> str:
 
 
 def _input(tracer: Tracer, key: str, shape: tuple[int, ...], dtype: Any) -> Value:
-    tracer.emit.input_dtypes[key] = np.dtype(dtype)
+    # A typed key has a type that NumPy does not know.
+    dtype = dtype if jnp.issubdtype(dtype, jax.dtypes.extended) else np.dtype(dtype)
+    tracer.emit.input_dtypes[key] = dtype
     name = re.sub(r"\W", "_", key)
     ref = tracer.emit.emit(Map(name=name, op=Input(key), args=(), shape=tuple(shape)))
-    return Value(
-        tuple(shape), "fixed", (Data(ref, tuple(shape)),), dtype=np.dtype(dtype)
-    )
+    return Value(tuple(shape), "fixed", (Data(ref, tuple(shape)),), dtype=dtype)
 
 
 def _parameter(tracer: Tracer, name: str, p: Any) -> Any:
