@@ -142,6 +142,8 @@ class _Repeat(Spec):
             )
         if not self.count:
             return signal, ()
+        if widths.is_infinite:
+            return after, [weights] * self.count
 
         def stacked(w: Any) -> Any:
             if not isinstance(w, Weight):
@@ -152,6 +154,10 @@ class _Repeat(Spec):
 
     def forward(self, weights: Any, x: Any, scope: Scope, **kwargs: Any) -> Any:
         if not self.count:
+            return x
+        if kwargs.get("is_infinite"):
+            for _, mine, given in _each([self.spec] * self.count, weights, kwargs):
+                x = self.spec.forward(mine, x, scope, **given)
             return x
         rng = kwargs.pop("rng", None)
         keys = None if rng is None else jax.random.split(rng, self.count)

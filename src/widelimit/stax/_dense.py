@@ -197,7 +197,9 @@ def DotGeneral(
 
 
 def Index(idx: Any, batch_axis: int = 0, channel_axis: int = -1) -> Layer:
-    """Some of the positions, as `x[idx]`.
+    """Some of the positions, or of the inputs, as `x[idx]`.
+
+    One input, taken by a number, has no axis of inputs: nothing can follow.
 
     Args:
         idx: what would stand in the brackets: `stax.Slice[1:10, :, ::-1]`.
@@ -206,8 +208,13 @@ def Index(idx: Any, batch_axis: int = 0, channel_axis: int = -1) -> Layer:
     """
     index = idx if isinstance(idx, tuple) else (idx,)
 
-    def run(weights: Any, x: Any, **kwargs: Any) -> Any:
-        return x[idx]
+    def run(weights: Any, x: Any, is_infinite: bool = False, **kwargs: Any) -> Any:
+        if not is_infinite:
+            return x[idx]
+        # Inputs are taken from the kernel afterwards.
+        full = list(_full(index, x.ndim))
+        full[batch_axis] = slice(None)
+        return x[tuple(full)]
 
     def declared(signal: Signal, widths: Widths) -> tuple[Signal, tuple[()]]:
         full = _full(index, len(signal.shape))
@@ -221,8 +228,15 @@ def Index(idx: Any, batch_axis: int = 0, channel_axis: int = -1) -> Layer:
                     else len(range(*i.indices(known(size, _A))))
                 )
                 kept.append(a)
-        batch, channel = (kept.index(a) for a in signal.axes)
-        after = signal.after(shape=tuple(shape), batch_axis=batch, channel_axis=channel)
+        batch, channel = signal.axes
+        rows = () if full[batch] == slice(None) else (full[batch],)
+        after = signal.after(
+            shape=tuple(shape),
+            # Where it is, or was.
+            batch_axis=sum(a < batch for a in kept),
+            channel_axis=kept.index(channel),
+            rows=signal.rows + rows,
+        )
         return after, ()
 
     def mask(mask: Any, shape: Any) -> Any:
@@ -255,16 +269,11 @@ def _full(index: tuple[Any, ...], ndim: int) -> tuple[Any, ...]:
 
 
 def _check_index(signal: Signal, full: tuple[Any, ...]) -> None:
-    batch, channel = signal.axes
+    channel = signal.axes[1]
     wide = isinstance(signal.channels, Width | WidthForm)
     if full[channel] != slice(None) and (wide or not isinstance(full[channel], slice)):
         raise UnsupportedError(
             "`Index` takes the axis of channels whole: in the limit they are alike."
-        )
-    if not isinstance(full[batch], slice):
-        raise UnsupportedError(
-            f"`Index` with {full[batch]} along the axis of inputs leaves none; give a "
-            f"slice, as {full[batch]}:{full[batch] + 1}."
         )
 
 

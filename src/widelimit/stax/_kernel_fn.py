@@ -11,7 +11,7 @@ import numpy as np
 from .._api import Limit, limit
 from .._errors import InputError, ShapeMismatchError
 from .._kernel import Kernel, returned, wanted
-from ..trace import Width, WidthForm, normal
+from ..trace import Normal, Width, WidthForm, normal
 from ._masks import MaskedArray, is_constant, parts, unmask, zeroed
 from ._signal import Signal, Signals, Widths
 from ._spec import Axes, Scope, Spec
@@ -350,6 +350,12 @@ class _Output:
             # Of finitely many channels the kernel is that of an untrained readout.
             params["readout"] = normal((signal.channels, 1), lr=0.0)
         self._limit: Limit = limit(self._function, params)
+        self._is_trained = bool(jax.tree.leaves(params["network"], is_leaf=_is_random))
+        # In the limit the axis of inputs is there to the end.
+        batch, channel = signal.axes
+        if signal.has_no_inputs:
+            batch, channel = signal.batch_axis, channel + (channel >= signal.batch_axis)
+        self._home = batch, channel
         self._is_diagonal = (
             signal.is_local
             if network.diagonal_spatial is None
@@ -358,7 +364,7 @@ class _Output:
 
     def _function(self, params: Any, data: Any) -> Any:
         y = unmask(self._network.forward(params["network"], data))
-        y = jnp.moveaxis(_at(y, self._path), self._signal.axes, (0, -1))
+        y = jnp.moveaxis(_at(y, self._path), self._home, (0, -1))
         if "readout" in params:
             y = y @ params["readout"] / jnp.sqrt(y.shape[-1])
         return y
@@ -385,7 +391,10 @@ class _Output:
         net, positions = self._limit, self._ordered
         # Of a rule that is not symmetric both halves are wanted.
         other = one if two is None and not self._signal.is_symmetric else two
-        if {"nngp", "ntk"} <= needed:
+        if not self._is_trained and "ntk" in needed:
+            found["nngp"] = positions(net.nngp(one, other))
+            found["ntk"] = jnp.zeros_like(found["nngp"])
+        elif {"nngp", "ntk"} <= needed:
             both = net.kernels(one, other)
             found["nngp"], found["ntk"] = positions(both.nngp), positions(both.ntk)
         elif "ntk" in needed:
@@ -410,6 +419,11 @@ class _Output:
 
     def _ordered(self, k: jax.Array, first: int = 2) -> jax.Array:
         """Positions in pairs, or only equal ones, from (N1, N2, *I, *I')."""
+        for rows in self._signal.rows:
+            if isinstance(rows, slice):
+                k = k[(rows,) * first]
+            else:
+                k, first = k[(rows,) * first], 0
         count = (k.ndim - first) // 2
         if self._is_diagonal:
             for left in range(count, 0, -1):
@@ -418,6 +432,10 @@ class _Output:
             return k
         order = [first + a + b * count for a in range(count) for b in (0, 1)]
         return jnp.transpose(k, (*range(first), *order))
+
+
+def _is_random(w: Any) -> bool:
+    return isinstance(w, Normal)
 
 
 def _same(one: Any, two: Any) -> Any:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .._errors import InputError, ShapeMismatchError
+from .._errors import InputError, ShapeMismatchError, UnsupportedError
 from ..trace import Width, WidthForm, width
 
 Size = Any
@@ -26,6 +26,8 @@ class Signal:
             of its own at every position.
         is_symmetric: whether the kernel of x and x' is that of x' and x; that of
             `ElementwiseNumerical` is not.
+        rows: what was taken of the inputs, one after another: slices; at last perhaps
+            a number, after which there is no axis of inputs.
     """
 
     shape: tuple[Size, ...]
@@ -35,6 +37,7 @@ class Signal:
     is_input: bool = True
     is_local: bool = False
     is_symmetric: bool = True
+    rows: tuple[Any, ...] = ()
 
     def at(self, batch_axis: int, channel_axis: int) -> "Signal":
         """The signal as a layer with these arguments reads it.
@@ -43,6 +46,11 @@ class Signal:
             ShapeMismatchError: it does not have these axes.
         """
         ndim = len(self.shape)
+        if self.has_no_inputs:
+            raise UnsupportedError(
+                "One input was taken by `Index` with a number, so there is no axis of "
+                "inputs for further layers; take a slice, as 0:1."
+            )
         for name, axis in (("batch_axis", batch_axis), ("channel_axis", channel_axis)):
             if not -ndim <= axis < ndim:
                 raise ShapeMismatchError(
@@ -55,6 +63,11 @@ class Signal:
                 f"of an array of shape {self.shape}."
             )
         return dataclasses.replace(self, batch_axis=batch, channel_axis=channel)
+
+    @property
+    def has_no_inputs(self) -> bool:
+        """Whether one input was taken, and its axis is gone."""
+        return bool(self.rows) and not isinstance(self.rows[-1], slice)
 
     @property
     def axes(self) -> tuple[int, int]:
