@@ -11,22 +11,34 @@ import numpy as np
 from jax.scipy.special import erf
 
 from .._errors import InputError, UnsupportedError
+from .._jax import is_concrete
 from ..gaussian import define_dual, quadrature_dual
 from ..trace import given
 from ._layer import Layer, Leaf, layer_of
 from ._signal import Signal, Widths
+from ._weights import Hyperparameter
 
 
-def _elementwise(fn: Callable[[Any], Any]) -> Layer:
-    def declared(signal: Signal, widths: Widths) -> tuple[Signal, tuple[()]]:
-        return signal.after(is_gaussian=False), ()
+def _elementwise(fn: Callable[..., Any], *numbers: Any) -> Layer:
+    """The layer of `fn(x, *numbers)`."""
+    # Traced numbers go where kernels can be differentiated by them.
+    moving = not all(map(is_concrete, numbers))
 
-    return layer_of(Leaf(lambda weights, x, **kwargs: fn(x), declared))
+    def declared(signal: Signal, widths: Widths) -> tuple[Signal, Any]:
+        after = signal.after(is_gaussian=False)
+        if moving and widths.is_infinite:
+            return after, [Hyperparameter(number) for number in numbers]
+        return after, ()
+
+    def run(weights: Any, x: Any, **kwargs: Any) -> Any:
+        return fn(x, *(weights or numbers))
+
+    return layer_of(Leaf(run, declared))
 
 
 def Erf(a: Any = 1.0, b: Any = 1.0, c: Any = 0.0) -> Layer:
     """A erf(b x) + c."""
-    return _elementwise(lambda x: a * erf(b * x) + c)
+    return _elementwise(lambda x, a, b, c: a * erf(b * x) + c, a, b, c)
 
 
 def Sigmoid_like() -> Layer:
@@ -54,12 +66,12 @@ def Gelu(approximate: bool = False) -> Layer:
 
 def Sin(a: Any = 1.0, b: Any = 1.0, c: Any = 0.0) -> Layer:
     """A sin(b x + c)."""
-    return _elementwise(lambda x: a * jnp.sin(b * x + c))
+    return _elementwise(lambda x, a, b, c: a * jnp.sin(b * x + c), a, b, c)
 
 
 def Cos(a: Any = 1.0, b: Any = 1.0, c: Any = 0.0) -> Layer:
     """A cos(b x + c)."""
-    return _elementwise(lambda x: a * jnp.cos(b * x + c))
+    return _elementwise(lambda x, a, b, c: a * jnp.cos(b * x + c), a, b, c)
 
 
 def Rbf(gamma: Any = 1.0) -> Layer:
@@ -71,8 +83,11 @@ def Rbf(gamma: Any = 1.0) -> Layer:
     Args:
         gamma: 1 / (2 l^2) for the length l.
     """
-    root = jnp.sqrt(2 * gamma)
-    return _elementwise(lambda x: math.sqrt(2) * jnp.sin(root * x + math.pi / 4))
+
+    def fn(x: Any, gamma: Any) -> Any:
+        return math.sqrt(2) * jnp.sin(jnp.sqrt(2 * gamma) * x + math.pi / 4)
+
+    return _elementwise(fn, gamma)
 
 
 def ABRelu(a: Any, b: Any, do_stabilize: bool = False) -> Layer:
@@ -83,7 +98,11 @@ def ABRelu(a: Any, b: Any, do_stabilize: bool = False) -> Layer:
         b: the slope above 0.
         do_stabilize: accepted and not needed: kernels of deep networks are stable.
     """
-    return _elementwise(lambda x: a * jnp.minimum(x, 0) + b * jnp.maximum(x, 0))
+
+    def fn(x: Any, a: Any, b: Any) -> Any:
+        return a * jnp.minimum(x, 0) + b * jnp.maximum(x, 0)
+
+    return _elementwise(fn, a, b)
 
 
 def Relu(do_stabilize: bool = False) -> Layer:
@@ -108,12 +127,12 @@ def Sign() -> Layer:
 
 def Exp(a: Any = 1, b: Any = 1) -> Layer:
     """A exp(b x)."""
-    return _elementwise(lambda x: a * jnp.exp(b * x))
+    return _elementwise(lambda x, a, b: a * jnp.exp(b * x), a, b)
 
 
 def Gaussian(a: Any = 1, b: Any = -1) -> Layer:
     """A exp(b x^2)."""
-    return _elementwise(lambda x: a * jnp.exp(b * x**2))
+    return _elementwise(lambda x, a, b: a * jnp.exp(b * x**2), a, b)
 
 
 def Hermite(degree: int) -> Layer:
@@ -293,7 +312,7 @@ def Softplus() -> Layer:
 
 def Elu(alpha: Any = 1.0) -> Layer:
     """X above 0, alpha (exp(x) - 1) below."""
-    return _elementwise(functools.partial(jax.nn.elu, alpha=alpha))
+    return _elementwise(jax.nn.elu, alpha)
 
 
 def Selu() -> Layer:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from .._errors import InputError, UnsupportedError
 from ..trace import Normal, normal
@@ -137,9 +138,24 @@ class Custom:
         return shape, params
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Hyperparameter:
+    """A number that the limit depends on, and that is traced: nothing is drawn.
+
+    Attributes:
+        value: the number.
+    """
+
+    value: Any
+
+    def declared(self) -> Any:
+        """The number."""
+        return jnp.asarray(self.value)
+
+
 def is_weight(w: Any) -> bool:
     """Whether this is a declaration, for `jax.tree.map`."""
-    return isinstance(w, Weight | Custom)
+    return isinstance(w, Weight | Custom | Hyperparameter)
 
 
 def declared(weights: Any) -> Any:
