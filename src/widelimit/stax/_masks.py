@@ -97,6 +97,13 @@ def joined(value: Any, mask: Any) -> Any:
     return value if mask is None else MaskedArray(value, mask)
 
 
+def every(mask: Any, axis: int) -> Any:
+    """Whether all along an axis is masked; the axis is kept, with size 1."""
+    # As a mean: in the limit the axis may be infinite.
+    left = (~mask).astype(jnp.result_type(float)).mean(axis, keepdims=True)
+    return left == 0
+
+
 def all_masked(masks: Sequence[Any]) -> Any:
     """Where every one of several arrays is masked, or has no mask; None if none has."""
     given = [m for m in masks if m is not None]
