@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +67,8 @@ def masked(x: Any, mask_constant: Any) -> Any:
 
 def is_constant(x: Any, mask_constant: Any) -> Any:
     """Where an array is equal to the constant, which may be NaN."""
-    if np.isnan(mask_constant):
-        return jnp.isnan(x)
-    return jnp.equal(x, mask_constant)
+    # The constant may be traced.
+    return jnp.where(jnp.isnan(mask_constant), jnp.isnan(x), x == mask_constant)
 
 
 def zeroed(x: Any, mask: Any) -> Any:
