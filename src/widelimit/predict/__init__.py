@@ -1,7 +1,7 @@
 """From kernel matrices to predictions; arrays in, arrays out, no programs."""
 
 from ._descent import TrainedEnsemble as TrainedEnsemble
-from ._descent import gradient_descent as gradient_descent
+from ._descent import trained_ensemble as trained_ensemble
 from ._dynamics import positive_rate as positive_rate
 from ._learning_rate import max_learning_rate as max_learning_rate
 from ._linearised import Linearised as Linearised

@@ -34,7 +34,7 @@ def train(times, rate=RATE, y=Y, tangent=TANGENT, prior=PRIOR, **options):
         "k_cross": k_cross, "nngp_train": nngp_train, "nngp_cross": nngp_cross,
         "nngp_test": nngp_test,
     }  # fmt: skip
-    return wl.gradient_descent(k_train, y, times, rate, **(given | options))
+    return wl.trained_ensemble(k_train, y, times, rate, **(given | options))
 
 
 def by_steps(start, steps, rate=RATE, momentum=0.0, ridge=0.0, y=Y, tangent=TANGENT):
@@ -155,7 +155,7 @@ def test_ensembles_agree_with_neural_tangents(net, tag, kind):
     ridge = reg * np.trace(k) / len(k)
     if kind == "nngp":  # there, the peer takes the ridge for noise on the targets
         nngp = nngp + ridge * np.eye(len(k))
-    found = wl.gradient_descent(
+    found = wl.trained_ensemble(
         k, y, [0, 1, 10, np.inf], rate, k_cross=cross, nngp_train=nngp,
         nngp_cross=nngp_cross, nngp_test=nngp_test, continuous=True,
         ridge=ridge,
@@ -183,7 +183,7 @@ def test_momentum_agrees_with_neural_tangents(net, momentum):
         expected = [
             data[f"p/{net}/gd_ode/mom{momentum}/{where}"] for where in ("train", "test")
         ]
-    found = wl.gradient_descent(
+    found = wl.trained_ensemble(
         k, y, [1, 10], 0.5, k_cross=cross, f_train=f_train, f_test=f_test,
         continuous=True, momentum=0.0 if momentum == "None" else float(momentum),
     )  # fmt: skip
@@ -226,13 +226,13 @@ def test_noise_on_the_targets_is_a_ridge_and_variance_at_time_0():
 
 def test_without_a_prior_there_is_a_mean_and_no_covariance():
     k_train, k_cross, _ = blocks(TANGENT)
-    found = wl.gradient_descent(k_train, Y, (0, 5), RATE, k_cross=k_cross)
+    found = wl.trained_ensemble(k_train, Y, (0, 5), RATE, k_cross=k_cross)
     whole = train((0, 5))
     np.testing.assert_array_equal(found.mean, whole.mean)
     np.testing.assert_array_equal(found.test_mean, whole.test_mean)
     nothing = (found.cov, found.std, found.variance, found.test_cov, found.test_std)
     assert nothing == (None,) * 5
-    alone = wl.gradient_descent(k_train, Y[:, 0], 5, RATE)
+    alone = wl.trained_ensemble(k_train, Y[:, 0], 5, RATE)
     assert alone.mean.shape == (1, N)
     assert alone.test_mean is None
 
@@ -269,11 +269,11 @@ def test_axes_of_the_index_and_of_the_output():
 
     names = ("k_cross", "nngp_train", "nngp_cross", "nngp_test")
     flat = [*blocks(tangent, split)[:2], *blocks(prior, split)]
-    flat = wl.gradient_descent(
+    flat = wl.trained_ensemble(
         flat[0], y.ravel(), [2, 9], 1e-2, **dict(zip(names, flat[1:], strict=True))
     )
     k = [*arrays(tangent, 3, split)[:2], *arrays(prior, 3, split)]
-    found = wl.gradient_descent(
+    found = wl.trained_ensemble(
         k[0], y, [2, 9], 1e-2, **dict(zip(names, k[1:], strict=True))
     )
     assert found.test_cov.shape == (2, m, m, places, out, places, out)
@@ -292,10 +292,10 @@ def test_axes_of_the_index_and_of_the_output():
         *blocks(tangent[: cut + m * places], cut)[:2],
         *blocks(prior[: cut + m * places], cut),
     ]
-    found = wl.gradient_descent(
+    found = wl.trained_ensemble(
         shared[0], y, 9, 1e-2, **dict(zip(names, shared[1:], strict=True))
     )
-    flat = wl.gradient_descent(
+    flat = wl.trained_ensemble(
         k_flat[0], y.reshape(cut, out), 9, 1e-2,
         **dict(zip(names, k_flat[1:], strict=True)),
     )  # fmt: skip
@@ -346,14 +346,14 @@ def test_directions_too_faint_for_float64_still_move_the_test_outputs():
     tangent = np.array([[1.0, 0.0], [1.0, 1e-9], [0.0, 1.0]])
     k = tangent @ tangent.T
     y = np.array([-1.0, 1.0])
-    found = wl.gradient_descent(k[:2, :2], y, 1000, 1.0, k_cross=k[2:, :2])
+    found = wl.trained_ensemble(k[:2, :2], y, 1000, 1.0, k_cross=k[2:, :2])
     assert found.test_mean[0, 0] == pytest.approx(1000 * 1e-9 / 2, rel=1e-9)
 
 
 def test_kernels_of_zeros_learn_nothing():
     zero = np.zeros((2, 2))
     with pytest.warns(UserWarning, match="2 of the 2"):
-        found = wl.gradient_descent(
+        found = wl.trained_ensemble(
             zero, [1.0, 2.0], [5, np.inf], 1.0, k_cross=zero, nngp_train=np.eye(2),
             nngp_cross=zero, nngp_test=np.eye(2),
         )  # fmt: skip
@@ -364,7 +364,7 @@ def test_kernels_of_zeros_learn_nothing():
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_many_steps_lose_no_digits(momentum):
     z, t = 1e-9 * (1 - momentum), 10**8
-    found = wl.gradient_descent([[z]], [1.0], t, 1.0, momentum=momentum)
+    found = wl.trained_ensemble([[z]], [1.0], t, 1.0, momentum=momentum)
     # The error is a sum of two powers; the fast one has died out.
     root = np.sqrt((1 - momentum + z) ** 2 - 4 * z)
     fast = (1 - momentum + z + root) / 2
@@ -377,7 +377,7 @@ def test_many_steps_lose_no_digits(momentum):
 def test_the_precision_of_the_kernels_sets_what_is_noise(dtype):
     features = np.random.default_rng(2).normal(size=(30, 4)).astype(dtype)
     with pytest.warns(UserWarning, match="26 of the 30"):
-        found = wl.gradient_descent(features @ features.T, np.ones(30), np.inf, 0.1)
+        found = wl.trained_ensemble(features @ features.T, np.ones(30), np.inf, 0.1)
     fit = features @ np.linalg.lstsq(features, np.ones(30), rcond=None)[0]
     atol = 1e-4 if dtype == np.float32 else 1e-12
     np.testing.assert_allclose(found.mean[0], fit, atol=atol)
@@ -402,7 +402,7 @@ def test_covariances_are_covariances(seed, n, ranks, t, momentum, ridge, continu
     rate = 0.9 * wl.max_learning_rate(k_train + ridge * np.eye(n), n, momentum)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* cannot be told from 0")
-        found = wl.gradient_descent(
+        found = wl.trained_ensemble(
             k_train, y, [0, t], rate, k_cross=k_cross, nngp_train=nngp_train,
             nngp_cross=nngp_cross, nngp_test=nngp_test, continuous=continuous,
             momentum=momentum, ridge=ridge,
@@ -466,11 +466,11 @@ def test_errors(changed, error, message):
 
 def test_a_tangent_kernel_that_is_none_is_refused():
     with pytest.raises(_errors.InputError, match="`k_train` has the eigenvalue -1"):
-        wl.gradient_descent(np.diag([1.0, -1.0]), [1.0, 2.0], 1, 0.1)
+        wl.trained_ensemble(np.diag([1.0, -1.0]), [1.0, 2.0], 1, 0.1)
     with pytest.raises(_errors.InputError, match="not symmetric"):
-        wl.gradient_descent([[1.0, 2.0], [0.0, 1.0]], [1.0, 2.0], 1, 0.1)
+        wl.trained_ensemble([[1.0, 2.0], [0.0, 1.0]], [1.0, 2.0], 1, 0.1)
 
 
 def test_traced_kernels_are_refused():
     with pytest.raises(_errors.InputError, match="traced"):
-        jax.jit(lambda k: wl.gradient_descent(k, Y, 1, 0.1).mean)(np.eye(N))
+        jax.jit(lambda k: wl.trained_ensemble(k, Y, 1, 0.1).mean)(np.eye(N))
