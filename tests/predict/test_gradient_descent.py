@@ -1,0 +1,261 @@
+"""Descent on any loss: by closed forms, by tiny steps, by the peer, to the end."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from linear_models import OUT, RATE, START, TANGENT, M, N, Y, blocks, interleaved
+
+import widelimit as wl
+from widelimit import InputError, ShapeMismatchError, predict
+
+DATA = pathlib.Path(__file__).parents[1] / "data" / "neural_tangents_predict.npz"
+K, CROSS, _ = blocks(TANGENT)
+LABELS = np.eye(OUT)[[0, 1, 1, 0, 1]]
+
+
+def mse(f, y):
+    return 0.5 * jnp.mean((f - y) ** 2)
+
+
+def cross_entropy(f, y):
+    return -jnp.mean(jnp.sum(jax.nn.log_softmax(f) * y, axis=-1))
+
+
+def test_the_mean_squared_error_has_a_closed_form():
+    times = np.array([[7.3, 0.0, 60.0], [0.5, 7.3, 2.0]])  # in no order
+    f = predict.gradient_descent(mse, K, Y, RATE)
+    closed = predict.gradient_descent_mse(K, Y, RATE)
+    given = (START[:N], START[N:], CROSS)
+    found, value = f(times, *given), closed(times, *given)
+    for one, other in zip(found, value, strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(f(0.0, *given)[1], START[N:], atol=1e-14)
+    np.testing.assert_allclose(
+        f(2.0, None, START[N:], CROSS), closed(2.0, None, START[N:], CROSS), atol=1e-8
+    )
+    np.testing.assert_allclose(f(2.0, START[:N]), found[0][1, 2], atol=1e-8)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.3, 0.9])
+def test_momentum_has_a_closed_form(momentum):
+    times = [0.0, 0.5, 7.3, 60.0]
+    f = predict.gradient_descent(mse, K, Y, RATE, momentum)
+    found = f(times, START[:N], START[N:], CROSS)
+    closed = wl.trained_ensemble(
+        K, Y, times, RATE, k_cross=CROSS, f_train=START[:N], f_test=START[N:],
+        continuous=True, momentum=momentum or 1e-300,
+    )  # fmt: skip
+    np.testing.assert_allclose(found[0], closed.mean, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(found[1], closed.test_mean, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.8])
+def test_tiny_steps_on_parameters_lead_there(momentum):
+    rate, fine, t = 1.0, 300, 8
+    slope = jax.jit(jax.grad(lambda f: cross_entropy(f, LABELS)))
+    ends = []
+    for steps in (fine, 2 * fine, 4 * fine):
+        w, v = (np.zeros((TANGENT.shape[1], OUT)) for _ in range(2))
+        dt = t / steps
+        for _ in range(steps):
+            f = START[:N] + TANGENT[:N] @ w
+            force = -rate * TANGENT[:N].T @ np.asarray(slope(f))
+            if momentum is None:
+                w = w + dt * force
+            else:
+                w, v = w + dt * v, v + dt * (force - (1 - momentum) * v)
+        ends.append(START + TANGENT @ w)
+    # The errors of the first two orders in the size of a step are gone.
+    limit = (ends[0] - 6 * ends[1] + 8 * ends[2]) / 3
+    f = predict.gradient_descent(cross_entropy, K, LABELS, rate, momentum)
+    found = np.concatenate(f(t, START[:N], START[N:], CROSS))
+    np.testing.assert_allclose(found, limit, rtol=0, atol=1e-5)
+    assert np.abs(found - START).max() > 0.1
+
+
+@pytest.mark.parametrize("net", ["relu_mlp_d3", "conv_same_gap"])
+def test_agrees_with_neural_tangents(net):
+    with np.load(DATA) as data:
+        k, cross = data[f"k/{net}/ntk11"], data[f"k/{net}/ntk12"].T
+        y, *start = (
+            data[f"p/{net}/{name}"] for name in ("y_train", "fx_train_0", "fx_test_0")
+        )
+        expected = {
+            momentum: [
+                data[f"p/{net}/gd_ode/mom{momentum}/{where}"]
+                for where in ("train", "test")
+            ]
+            for momentum in (None, 0.9)
+        }
+        entropy = [
+            data[f"p/{net}/gd_ode_xent/t10.0/{where}"] for where in ("train", "test")
+        ]
+    for momentum, value in expected.items():
+        f = predict.gradient_descent(mse, k, y, 0.5, momentum)
+        found = f(np.array([1.0, 10.0]), *start, cross)
+        for one, other in zip(found, value, strict=True):
+            # The tolerance of the peer's solver is 1.4e-8 in a step.
+            np.testing.assert_allclose(one, other, rtol=2e-7, atol=2e-7)
+
+    def soft(f, y):
+        return -jnp.mean(jax.nn.log_softmax(f) * jax.nn.softmax(y))
+
+    found = predict.gradient_descent(soft, k, y, 0.5)(10.0, *start, cross)
+    for one, other in zip(found, entropy, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-7, atol=2e-7)
+
+
+def test_training_goes_on_from_a_state():
+    f = predict.gradient_descent(mse, K, Y, RATE, 0.9)
+    start = predict.ODEState(START[:N], START[N:])
+    first = f(3.0, start, None, CROSS)
+    assert isinstance(first, predict.ODEState)
+    second = f(4.0, first, None, CROSS)
+    whole = f([3.0, 7.0], start, None, CROSS)
+    for name in ("fx_train", "fx_test", "qx_train", "qx_test"):
+        ends = [getattr(state, name) for state in (first, second)]
+        np.testing.assert_allclose(getattr(whole, name), ends, rtol=0, atol=1e-8)
+    pair = f(7.0, START[:N], START[N:], CROSS)
+    np.testing.assert_allclose(pair[1], second.fx_test, rtol=0, atol=1e-8)
+    step = 1e-4
+    near = f([7.0 - step, 7.0 + step], start, None, CROSS)
+    slope = (near.fx_test[1] - near.fx_test[0]) / (2 * step * np.sqrt(RATE))
+    np.testing.assert_allclose(second.qx_test, slope, rtol=0, atol=1e-5)
+    alone = f(7.0, predict.ODEState(START[:N]))
+    assert alone.fx_test is None
+    assert alone.qx_test is None
+    np.testing.assert_allclose(alone.fx_train, pair[0], rtol=0, atol=1e-8)
+    assert start.replace(fx_test=None).astuple()[1:] == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("trace_axes", "momentum"), [((), None), ((-2,), 0.5), ((0, 1, 2), None)]
+)
+def test_traced_axes_share_a_kernel(trace_axes, momentum):
+    shape, rng = (3, 2, 2), np.random.default_rng(1)
+    traced = {a % 3 for a in trace_axes}
+    test_shape = shape if 0 in traced else (2, *shape[1:])
+    rows, test_rows = (
+        tuple(s for a, s in enumerate(sizes) if a not in traced)
+        for sizes in (shape, test_shape)
+    )
+    n, m = (int(np.prod(sizes)) for sizes in (rows, test_rows))
+    k, cross, _ = blocks(rng.standard_normal((n + m, 60)) / 4, n)
+    y, train, test = (rng.standard_normal(s) for s in (shape, shape, test_shape))
+    given = (train, test, interleaved(cross, test_rows, rows))
+    k = interleaved(k, rows, rows)
+    f = predict.gradient_descent(mse, k, y, RATE, momentum, trace_axes)
+    found = f([[1.0, 4.0]], *given)
+    if momentum is None:
+        closed = predict.gradient_descent_mse(k, y, RATE, trace_axes=trace_axes)
+        value = closed([[1.0, 4.0]], *given)
+        for one, other in zip(found, value, strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-8)
+    assert [x.shape for x in found] == [(1, 2, *shape), (1, 2, *test_shape)]
+
+
+def test_predictions_are_compiled_and_differentiated():
+    def both(k, cross, start, t, rate):
+        f = predict.gradient_descent(cross_entropy, k, LABELS, rate, 0.5)
+        return f(t, start, 0.0, cross)
+
+    arguments = (K, CROSS, START[:N], np.array([2.0, 1.0]), RATE)
+    plain = both(*arguments)
+    for a, b in zip(plain, jax.jit(both)(*arguments), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+    def loss(*arguments):
+        return jnp.sum(both(*arguments)[1] ** 2)
+
+    slopes = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4)))(*arguments)
+    compiled, rng = jax.jit(loss), np.random.default_rng(3)
+    for i, slope in enumerate(slopes):
+        way = rng.standard_normal(np.shape(arguments[i]))
+        ends = []
+        for step in (1e-4, -1e-4):
+            moved = list(arguments)
+            moved[i] = moved[i] + step * way
+            ends.append(float(compiled(*moved)))
+        assert float(jnp.sum(slope * way)) == pytest.approx(
+            (ends[0] - ends[1]) / 2e-4, rel=1e-5, abs=1e-7
+        )
+
+
+def test_infinite_time_is_where_training_ends():
+    f = predict.gradient_descent(mse, K, Y, RATE)
+    closed = predict.gradient_descent_mse(K, Y, RATE)
+    given = (START[:N], START[N:], CROSS)
+    for one, other in zip(f(None, *given), closed(None, *given), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-7)
+    found = f([jnp.inf, 1.0, jnp.inf], *given)[1]
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_allclose(found[0], closed(None, *given)[1], rtol=0, atol=1e-7)
+    np.testing.assert_allclose(found[1], closed(1.0, *given)[1], rtol=0, atol=1e-8)
+    with pytest.raises(InputError, match="can not be compiled"):
+        jax.jit(lambda x: f(None, x))(START[:N])
+    with pytest.raises(InputError, match=r"no end of training|gives up after"):
+        predict.gradient_descent(cross_entropy, K, LABELS, max_steps=300)(None)
+
+
+def test_a_solver_that_gives_up_says_so():
+    f = predict.gradient_descent(mse, 1e6 * K, Y, max_steps=50)
+    with pytest.raises(InputError, match=r"gives up after 50 steps .*Kvaerno5"):
+        f(1e3)
+
+
+def test_another_solver_and_other_tolerances():
+    import diffrax
+
+    closed = predict.gradient_descent_mse(1e4 * K, Y, RATE)(50.0)
+    f = predict.gradient_descent(
+        mse, 1e4 * K, Y, RATE, solver=diffrax.Kvaerno5(), rtol=1e-6, atol=1e-6
+    )
+    np.testing.assert_allclose(f(50.0), closed, rtol=0, atol=1e-5)
+
+
+def test_precision_is_that_of_the_kernel():
+    f = predict.gradient_descent(mse, K.astype(np.float32), Y, RATE)
+    found = f(2.0, 0.0, 0.0, CROSS.astype(np.float32))
+    assert [x.dtype for x in found] == [jnp.float32] * 2
+    closed = predict.gradient_descent_mse(K, Y, RATE)(2.0, 0.0, 0.0, CROSS)
+    np.testing.assert_allclose(found[1], closed[1], rtol=1e-5, atol=1e-6)
+
+
+STATE = predict.ODEState(START[:N], START[N:], np.zeros((N, OUT)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "call", "error", "message"),
+    [
+        ({}, (1.0, None), InputError, "nothing to predict"),
+        ({}, (1.0, 0.0, 0.0), InputError, "give `k_test_train`"),
+        ({}, (1.0, predict.ODEState()), InputError, "nothing to predict"),
+        ({}, (1.0, STATE, None, CROSS), InputError, "here momentum is None"),
+        ({}, (1.0, STATE, 0.0, CROSS), InputError, "a second time"),
+        ({}, (-1.0,), InputError, "0 or more"),
+        ({}, ([],), InputError, "empty"),
+        ({}, (1.0, Y[1:]), ShapeMismatchError, "`fx_train` should be a number"),
+        ({}, (1.0, 0.0, Y, CROSS), ShapeMismatchError, "`fx_test` should be"),
+        ({}, (1.0, 0.0, 0.0, CROSS.T), ShapeMismatchError, r"shape \(_, 5\)"),
+        ({"k_train_train": K[1:, 1:]}, (), ShapeMismatchError, r"shape \(5, 5\)"),
+        ({"k_train_train": K * np.nan}, (), InputError, "not finite"),
+        ({"y_train": Y * np.nan}, (), InputError, "`y_train` has"),
+        ({"loss": "mse"}, (), InputError, "function of outputs and targets"),
+        ({"momentum": 1.5}, (), InputError, "from 0 to 1"),
+        ({"momentum": -0.5}, (), InputError, "zero or more"),
+        ({"learning_rate": -1.0}, (), InputError, "above zero"),
+    ],
+)
+def test_errors(changed, call, error, message):
+    given = {"loss": mse, "k_train_train": K, "y_train": Y} | changed
+    with pytest.raises(error, match=message):
+        predict.gradient_descent(**given)(*call)
+
+
+def test_shapes():
+    found = predict.gradient_descent(mse, K, Y)(1.0, 0.0, 0.0, CROSS)
+    assert [x.shape for x in found] == [(N, OUT), (M, OUT)]
