@@ -44,7 +44,7 @@ class KernelOfTest:
             self._blocks = [x_test]
         else:
             self._blocks = [
-                jax.tree_util.tree_map(lambda a, i=i: a[i : i + block], x_test)
+                jax.tree_util.tree_map(lambda a, i=i, stop=i + block: a[i:stop], x_test)
                 for i in range(0, size, block)
             ]
 

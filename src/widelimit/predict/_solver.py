@@ -60,7 +60,7 @@ class Solver:
             )
         k, y, _, unit = self._args
         start = jnp.zeros((), k.dtype)
-        stop = y.size / unit
+        stop, change = y.size / unit, jnp.inf
         for _ in range(_DOUBLINGS):
             after = self._run(start, stop[None], state)
             after = jax.tree_util.tree_map(lambda a: a[0], after)
