@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ._errors import ShapeMismatchError as ShapeMismatchError
     from ._errors import UnsupportedError as UnsupportedError
     from ._errors import WidelimitError as WidelimitError
+    from ._kernel import Kernel as Kernel
     from ._programs import LimitOfProgram as LimitOfProgram
     from ._programs import Program as Program
     from ._programs import ProgramGradients as ProgramGradients
@@ -48,6 +49,7 @@ _HOME = {
     "_programs": "LimitOfProgram Program ProgramGradients backprop parse",
     "_errors": "InputError InvalidProgramError NoLimitError ParseError "
     "ShapeMismatchError UnsupportedError WidelimitError",
+    "_kernel": "Kernel",
     "finite": "Check FiniteNetwork Training",
     "gaussian": "Estimate estimate",
     "phase": "PhaseDiagram phase_diagram",
@@ -57,7 +59,7 @@ _HOME = {
     "trace": "constant normal tap width",
 }
 _WHERE = {name: home for home, names in _HOME.items() for name in names.split()}
-_PACKAGES = ("gaussian", "predict", "program", "trace")
+_PACKAGES = ("gaussian", "predict", "program", "stax", "trace")
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ from ._errors import (
 from ._jax import is_concrete
 from ._networks import Networks, diverges, is_mean, key_of, struct_of, with_rows
 from .asymptotics import Engine, Side
-from .kernels import BlockKernel, PairKernel, averaged, mean_of
+from .kernels import BlockKernel, PairKernel, Quantities, averaged, mean_of
 from .program import TensorProgram
 from .report import (
     Explanation,
@@ -149,7 +149,12 @@ class Limit:
     # Kernels --------------------------------------------------------------------------
 
     def nngp(
-        self, x1: Any, x2: Any | None = None, *, progress: Any = None
+        self,
+        x1: Any,
+        x2: Any | None = None,
+        *,
+        diagonal: bool = False,
+        progress: Any = None,
     ) -> jax.Array:
         """The covariance of the outputs in the limit.
 
@@ -163,10 +168,12 @@ class Limit:
             x1: N1 inputs (an array, or a pytree of arrays with one leading axis).
             x2: N2 inputs, perhaps of other lengths; `x1` when None. A network whose
                 inputs interact takes each of `x1` and `x2` as one batch.
+            diagonal: only of every input of `x1` with itself.
             progress: called as `progress(done, all)` after each tile.
 
         Returns:
-            Shape (N1, N2, *I, *I'), averaged over the output axis: see `trace_axes`.
+            Shape (N1, N2, *I, *I'), averaged over the output axis: see `trace_axes`;
+            (N1, *I, *I') with `diagonal`.
             Zeros, with a warning, when the output vanishes in the limit.
 
         Raises:
@@ -174,7 +181,11 @@ class Limit:
             InputError: data that are not finite, empty, or out of range.
             ShapeMismatchError: `f` cannot take inputs of this shape.
         """
-        return self._compute(x1, x2, progress, "nngp")["nngp"]
+        if not diagonal:
+            return self._compute(x1, x2, progress, "nngp")["nngp"]
+        if x2 is not None:
+            raise InputError("`diagonal` is of the inputs of `x1`; leave `x2` out.")
+        return self._compute(x1, None, progress, "nngp", diagonal=True)["nngp"]
 
     def ntk(
         self,
@@ -221,9 +232,14 @@ class Limit:
         return Kernels(**self._compute(x1, x2, progress, "nngp", "ntk"))
 
     def _compute(
-        self, x1: Any, x2: Any | None, progress: Any, *what: str
+        self,
+        x1: Any,
+        x2: Any | None,
+        progress: Any,
+        *what: str,
+        diagonal: bool = False,
     ) -> dict[str, Any]:
-        """Kernels of two data sets, by name."""
+        """Kernels of two data sets, by name; or of each input with itself."""
         x1 = self._inputs(x1, "x1")
         other = None
         if x2 is not None:
@@ -241,13 +257,7 @@ class Limit:
         first = self._networks.asked(one, batch, frozenset(what))
         second = first
         if other is not None:
-            try:
-                second = self._networks.asked(two, batch, frozenset(what))
-            except ShapeMismatchError as error:
-                raise ShapeMismatchError(
-                    f"`x2` has shape {_shapes(two)}, which the network cannot take; "
-                    f"`x1` has shape {_shapes(one)}. {error}"
-                ) from error
+            second = self._of_second(one, two, batch, frozenset(what))
             if not batch:
                 self._check_data(two, other)
         dtype = _dtype(x1)
@@ -257,7 +267,8 @@ class Limit:
         if batch:
             a = {**shared, **_named(x1, whole=True)}
             if other is None:
-                return kernel.same(a, dtype)
+                found = kernel.same(a, dtype)
+                return jax.tree.map(_equal_inputs, found) if diagonal else found
             return kernel.pair(a, {**shared, **_named(other, whole=True)}, dtype)
         keys = [key_of(with_rows(s, 1)) for s in (one, two)]
         key = (*keys, str(dtype), frozenset(what))
@@ -269,7 +280,21 @@ class Limit:
                 lambda c, a: kernel.same({**c, **_named(a)}, dtype),
                 kernel.swap,
             )
+        if diagonal:
+            return self._kernels[key].diagonal(shared, x1)
         return self._kernels[key](shared, x1, other, progress)
+
+    def _of_second(
+        self, one: Any, two: Any, batch: bool, what: frozenset[str]
+    ) -> Quantities:
+        """What is asked for inputs of the shape of `x2`."""
+        try:
+            return self._networks.asked(two, batch, what)
+        except ShapeMismatchError as error:
+            raise ShapeMismatchError(
+                f"`x2` has shape {_shapes(two)}, which the network cannot take; `x1` "
+                f"has shape {_shapes(one)}. {error}"
+            ) from error
 
     def mean(self, x: Any) -> jax.Array:
         """The mean of the Gaussian process: what the output converges to on average.
@@ -620,6 +645,11 @@ def _check_axes(x1: Any, x2: Any) -> None:
             f"`x2` has shape {_shapes(x2)} and `x1` has shape {_shapes(x1)}: both hold "
             "inputs along the first axis, with the same axes after it."
         )
+
+
+def _equal_inputs(k: Any) -> Any:
+    """Every input with itself, (N, ...), from (N, N, ...)."""
+    return jnp.moveaxis(jnp.diagonal(k, axis1=0, axis2=1), -1, 0)
 
 
 def _at_output(k: Any, at: tuple[int, ...]) -> Any:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ._errors import InputError
 
-_ARRAYS = ("nngp", "ntk", "cov1", "cov2", "x1_is_x2", "mask1", "mask2")
+_ARRAYS = ("nngp", "ntk", "cov1", "cov2", "x1_is_x2", "mask1", "mask2", "origin")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Kernel:
         channel_axis: the axis of the output that is infinite.
         mask1: True where an output for the first batch is masked.
         mask2: for the second.
+        origin: how it was made, for layers that are applied to it; None once changed.
     """
 
     nngp: Any
@@ -57,10 +58,11 @@ class Kernel:
     channel_axis: int = -1
     mask1: Any = None
     mask2: Any = None
+    origin: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     def replace(self, **changes: Any) -> "Kernel":
         """The kernel with other values of some attributes."""
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, **{"origin": None, **changes})
 
     def asdict(self) -> dict[str, Any]:
         """The attributes by name."""

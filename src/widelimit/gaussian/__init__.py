@@ -9,6 +9,8 @@ from ._estimate import Estimate as Estimate
 from ._expect import expect as expect
 from ._expect import is_exact as is_exact
 from ._expect import route as route
+from ._given import define_dual as define_dual
+from ._given import quadrature_dual as quadrature_dual
 from ._growth import Signs as Signs
 from ._growth import growth as growth
 from ._growth import is_positive as is_positive

@@ -23,6 +23,7 @@ from ..scalar import Arg, Const, Expr, evaluate, substitute
 from ._closed import closed_dual, closed_mean, closed_name
 from ._estimate import Accuracy
 from ._factors import as_function, merge, multiply, summands, used
+from ._given import given_dual
 from ._hermite import hermite_dual
 from ._piecewise import MANY, Kinks, find_kinks, leaf_kinks, parity
 from ._price import derive, with_derivative
@@ -260,6 +261,10 @@ def _renumber(factors: list[Expr], leaves: list[int], law: _Law) -> tuple[Expr, 
 
 def _group(factors: tuple[Expr, ...], law: _Law) -> Array:
     """The expectation for leaves that all hang together."""
+    given = given_dual(factors, law.means, law.cov, law.params)
+    if given is not None:
+        _take("given by the user")
+        return jnp.asarray(given, law.dtype)
     terms = _as_polynomial(factors, law.d)
     if terms is not None:
         _take("polynomial (Wick)")

@@ -10,10 +10,11 @@ import numpy as np
 
 from .._errors import InputError
 from .._jax import enable_x64
-from ..scalar import Const, Expr, arity, call, from_callable
+from ..scalar import Expr, arity, evaluate, from_callable
 from ._estimate import Accuracy, Estimate
-from ._expect import expect, route
+from ._expect import expect, is_exact, route
 from ._growth import growth
+from ._qmc import normal_points
 
 SCRAMBLES = 16
 
@@ -111,7 +112,9 @@ def _estimate(
         stderr = float(samples.std(ddof=1) / np.sqrt(SCRAMBLES))
         _finite(value)
         return Estimate(value, 3.0 * stderr + floor, stderr, name)
-    value, coarse = run(2), run(1)
+    value = run(2)
+    # Closed forms are the same at all levels.
+    coarse = value if is_exact(factors, d) else run(1)
     _finite(value)
     # How far the last digits of the correlations matter, as they do near rho = 1.
     conditioning = abs(run(2, shrink=1.0 - 2.0**-50) - value) if d > 1 else 0.0
@@ -135,11 +138,15 @@ def _rounding(
     factors: tuple[Expr, ...], means: np.ndarray, cov: np.ndarray, params: list[float]
 ) -> float:
     """What rounding of the sums can do: some ulps of the root mean square."""
-    square = tuple(call("pow", f, Const(2.0)) for f in factors)
-    d = len(means)
-    function = _runner(square, d, len(params), Accuracy(0))
-    size = float(function(means, cov, np.asarray(params)))
-    scale = np.sqrt(size) if np.isfinite(size) and size > 0 else 0.0
+    # Its size is enough: from a sample.
+    values, vectors = np.linalg.eigh(cov)
+    root = vectors * np.sqrt(np.maximum(values, 0.0))
+    leaves = means + normal_points(len(means), 12, 0) @ root.T
+    args = [*leaves.T, *(np.full(len(leaves), p) for p in params)]
+    with np.errstate(all="ignore"):
+        product = np.prod([np.asarray(evaluate(f, args)) for f in factors], axis=0)
+        size = float(np.mean(np.square(product)))
+    scale = np.sqrt(size) if np.isfinite(size) else 0.0
     return 64.0 * float(np.finfo(np.float64).eps) * scale
 
 

@@ -88,6 +88,16 @@ class BlockKernel:
         exact = [self._diagonal(plan.block_rows, shared, x) for x in steps]
         return self._mirror(tiles, exact, n1)
 
+    def diagonal(self, shared: Any, x: Any) -> Any:
+        """Every input with itself, (N, ...)."""
+        n = _count(x)
+        plan = _plan(self._pair_bytes(shared, x, x), n, n, symmetric=True)
+        parts = [
+            self._diagonal(plan.block_rows, shared, _rows(x, i, plan.rows))
+            for i in range(0, n, plan.rows)
+        ]
+        return jax.tree.map(lambda *a: jnp.concatenate(a)[:n], *parts)
+
     def _joined(self, tiles: dict[tuple[int, int], Any], n1: int, n2: int) -> Any:
         rows, cols = (sorted({k[side] for k in tiles}) for side in (0, 1))
 

@@ -15,6 +15,7 @@ from ._expr import arity as arity
 from ._expr import call as call
 from ._expr import evaluate as evaluate
 from ._expr import substitute as substitute
+from ._given import define as define
 from ._linear import linear_factor as linear_factor
 from ._sign import is_nonnegative as is_nonnegative
 from ._text import parse as parse

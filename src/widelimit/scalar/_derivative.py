@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from .._errors import UnsupportedError
 from ._expr import Arg, Call, Const, Expr, call
+from ._given import DERIVATIVES
 
 ZERO, ONE, TWO = Const(0.0), Const(1.0), Const(2.0)
 
@@ -110,6 +111,8 @@ def _chain(op: str, args: tuple[Expr, ...], inner: tuple[Expr, ...]) -> Expr:  #
     match op, args, inner:
         case _, (x,), (dx,) if op in _UNARY:
             return _mul(_UNARY[op](x), dx)
+        case _, (x,), (dx,) if op in DERIVATIVES:
+            return _mul(call(DERIVATIVES[op], x), dx)
         case "add", _, (dx, dy):
             return _add(dx, dy)
         case "sub", _, (dx, dy):

@@ -10,6 +10,7 @@ from ._compile import user_line as user_line
 from ._declare import Constant as Constant
 from ._declare import Normal as Normal
 from ._declare import Width as Width
+from ._declare import WidthForm as WidthForm
 from ._declare import constant as constant
 from ._declare import normal as normal
 from ._declare import tap as tap
@@ -17,6 +18,7 @@ from ._declare import trial_shape as trial_shape
 from ._declare import width as width
 from ._declare import widths_are as widths_are
 from ._declare import widths_in as widths_in
+from ._given import given as given
 from ._tracer import RULES as RULES
 from ._tracer import Check as Check
 from ._trained import received as received

@@ -1,0 +1,205 @@
+"""Networks of layers: one after another, side by side, repeated, shared."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from .._errors import InputError, ShapeMismatchError
+from ._layer import Layer, layer_of, spec_of
+from ._signal import Signals, Widths, shapes
+from ._spec import Axes, Scope, Spec
+from ._weights import Weight, is_weight
+
+
+def serial(*layers: Layer) -> Layer:
+    """Layers one after another.
+
+    Args:
+        *layers: triples (init_fn, apply_fn, kernel_fn).
+
+    Returns:
+        A layer; its parameters are a list of those of `layers`.
+    """
+    return layer_of(_Serial(tuple(map(spec_of, layers))))
+
+
+def parallel(*layers: Layer) -> Layer:
+    """Layers side by side, each on an input of its own.
+
+    Args:
+        *layers: triples (init_fn, apply_fn, kernel_fn), as many as there are inputs:
+            see `FanOut`.
+
+    Returns:
+        A layer from a list (or tuple) to one of the same kind.
+    """
+    return layer_of(_Parallel(tuple(map(spec_of, layers))))
+
+
+def repeat(layer: Layer, n: int) -> Layer:
+    """One layer `n` times after itself, each time with new weights, in a loop.
+
+    The network of `serial(*[layer] * n)`; the finite network compiles in a time that
+    does not grow with `n`.
+
+    Args:
+        layer: its output has the shape of its input.
+        n: how often.
+
+    Returns:
+        A layer; its parameters are those of `layer` with a first axis of size `n`.
+
+    Raises:
+        InputError: `n` is negative or not whole.
+    """
+    if isinstance(n, bool) or int(n) != n or n < 0:
+        raise InputError(f"`n` should be a whole number that is not negative: {n!r}.")
+    return layer_of(_Repeat(spec_of(layer), int(n)))
+
+
+def shared(layer: Layer) -> Layer:
+    """One layer that may stand in several places, with the same weights in all.
+
+    Within one network the first place holds the parameters, the others none.
+
+    Args:
+        layer: a triple (init_fn, apply_fn, kernel_fn).
+
+    Example:
+        ```python
+        step = stax.shared(stax.Dense(512))
+        stax.serial(stax.Dense(512), stax.Relu(), step, stax.Relu(), step)
+        ```
+    """
+    return layer_of(_Shared(spec_of(layer)))
+
+
+class _Serial(Spec):
+    def __init__(self, specs: Sequence[Spec]) -> None:
+        self.specs = specs
+        self.axes = next((s.axes for s in specs if s.axes is not None), None)
+
+    def declare(
+        self, signal: Signals, widths: Widths, scope: Scope
+    ) -> tuple[Signals, Any]:
+        weights = []
+        for spec in self.specs:
+            signal, mine = spec.declare(signal, widths, scope)
+            weights.append(mine)
+        return signal, weights
+
+    def forward(self, weights: Any, x: Any, scope: Scope, **kwargs: Any) -> Any:
+        for spec, mine, given in _each(self.specs, weights, kwargs):
+            x = spec.forward(mine, x, scope, **given)
+        return x
+
+
+class _Parallel(Spec):
+    def __init__(self, specs: Sequence[Spec]) -> None:
+        self.specs = specs
+        each: list[Axes] = [s.axes for s in specs]
+        self.axes = None if all(a is None for a in each) else each
+
+    def declare(
+        self, signal: Signals, widths: Widths, scope: Scope
+    ) -> tuple[Signals, Any]:
+        self._check(signal)
+        found = [
+            spec.declare(one, widths, scope)
+            for spec, one in zip(self.specs, signal, strict=True)
+        ]
+        return type(signal)(s for s, _ in found), [w for _, w in found]
+
+    def forward(self, weights: Any, x: Any, scope: Scope, **kwargs: Any) -> Any:
+        self._check(x)
+        each = zip(_each(self.specs, weights, kwargs), x, strict=True)
+        return type(x)(
+            spec.forward(mine, one, scope, **given) for (spec, mine, given), one in each
+        )
+
+    def _check(self, x: Any) -> None:
+        if not isinstance(x, tuple | list) or len(x) != len(self.specs):
+            count = len(x) if isinstance(x, tuple | list) else 1
+            raise ShapeMismatchError(
+                f"`parallel` of {len(self.specs)} layers takes a list of as many "
+                f"inputs, got {count}: put `stax.FanOut({len(self.specs)})` before it."
+            )
+
+
+class _Repeat(Spec):
+    def __init__(self, spec: Spec, count: int) -> None:
+        self.spec, self.count, self.axes = spec, count, spec.axes
+
+    def declare(
+        self, signal: Signals, widths: Widths, scope: Scope
+    ) -> tuple[Signals, Any]:
+        after, weights = self.spec.declare(signal, widths, scope)
+        if str(shapes(after)) != str(shapes(signal)):
+            raise ShapeMismatchError(
+                "A repeated layer should keep the shape of its input; "
+                f"{shapes(signal)} becomes {shapes(after)}. Use `serial(*[layer] * n)`."
+            )
+        if not self.count:
+            return signal, ()
+        if widths.is_infinite:
+            return after, [weights] * self.count
+
+        def stacked(w: Any) -> Any:
+            if not isinstance(w, Weight):
+                raise InputError("A layer with a custom `init_fn` is not repeated.")
+            return w.stacked(self.count)
+
+        return after, jax.tree.map(stacked, weights, is_leaf=is_weight)
+
+    def forward(self, weights: Any, x: Any, scope: Scope, **kwargs: Any) -> Any:
+        if not self.count:
+            return x
+        if kwargs.get("is_infinite"):
+            for _, mine, given in _each([self.spec] * self.count, weights, kwargs):
+                x = self.spec.forward(mine, x, scope, **given)
+            return x
+        rng = kwargs.pop("rng", None)
+        keys = None if rng is None else jax.random.split(rng, self.count)
+
+        def step(x: Any, each: Any) -> tuple[Any, None]:
+            mine, key = each
+            return self.spec.forward(mine, x, scope, rng=key, **kwargs), None
+
+        return jax.lax.scan(step, x, (weights, keys), self.count)[0]
+
+
+class _Shared(Spec):
+    def __init__(self, spec: Spec) -> None:
+        self.spec, self.axes = spec, spec.axes
+
+    def declare(
+        self, signal: Signals, widths: Widths, scope: Scope
+    ) -> tuple[Signals, Any]:
+        after, weights = self.spec.declare(signal, widths, scope)
+        first = scope.shared.setdefault(self, weights)
+        if str(first) != str(weights):
+            raise ShapeMismatchError(
+                "A shared layer has the same weights in all places, so its inputs "
+                f"should have as many channels: {first} here, {weights} there."
+            )
+        return after, weights if first is weights else ()
+
+    def forward(self, weights: Any, x: Any, scope: Scope, **kwargs: Any) -> Any:
+        first = scope.shared.setdefault(self, weights)
+        return self.spec.forward(first, x, scope, **kwargs)
+
+
+def _each(specs: Sequence[Spec], weights: Any, kwargs: dict[str, Any]) -> Any:
+    """Every part with its weights and arguments: a random key of its own."""
+    if len(weights) != len(specs):
+        raise InputError(
+            f"A network of {len(specs)} layers has a list of as many parameters, got "
+            f"{len(weights)}."
+        )
+    rng = kwargs.get("rng")
+    keys = [None] * len(specs) if rng is None else jax.random.split(rng, len(specs))
+    return [
+        (spec, mine, kwargs if rng is None else {**kwargs, "rng": key})
+        for spec, mine, key in zip(specs, weights, keys, strict=True)
+    ]

@@ -1,0 +1,34 @@
+"""The interface of what layers and networks are made of."""
+
+from typing import Any
+
+from ._signal import Signals, Widths
+
+Axes = Any
+"""(batch axis, channel axis); None if a layer reads any; a list for branches."""
+
+
+class Scope:
+    """What one run through a network remembers: the weights of shared layers."""
+
+    def __init__(self) -> None:
+        self.shared: dict[Any, Any] = {}
+
+
+class Spec:
+    """The base of what layers are made of.
+
+    `declare` and `forward` meet the layers of a network in one order.
+    """
+
+    axes: Axes = None
+
+    def declare(
+        self, signal: Signals, widths: Widths, scope: Scope
+    ) -> tuple[Signals, Any]:
+        """The signal after the layer, and a pytree of `Weight`s."""
+        raise NotImplementedError
+
+    def forward(self, weights: Any, x: Any, scope: Scope, **kwargs: Any) -> Any:
+        """The layer on an array (or `MaskedArray`, or several) and its weights."""
+        raise NotImplementedError
