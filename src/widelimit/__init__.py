@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from .predict import Posterior as Posterior
     from .predict import TrainedEnsemble as TrainedEnsemble
     from .predict import gp_posterior as gp_posterior
-    from .predict import gradient_descent as gradient_descent
     from .predict import max_learning_rate as max_learning_rate
+    from .predict import trained_ensemble as trained_ensemble
     from .program import TensorProgram as TensorProgram
     from .trace import constant as constant
     from .trace import normal as normal
@@ -53,8 +53,8 @@ _HOME = {
     "finite": "Check FiniteNetwork Training",
     "gaussian": "Estimate estimate",
     "phase": "PhaseDiagram phase_diagram",
-    "predict": "Posterior TrainedEnsemble gp_posterior gradient_descent "
-    "max_learning_rate",
+    "predict": "Posterior TrainedEnsemble gp_posterior max_learning_rate "
+    "trained_ensemble",
     "program": "TensorProgram",
     "trace": "constant normal tap width",
 }

@@ -1,476 +1,258 @@
-"""Ensembles under gradient descent: by steps, by samples, by the peer, in limits."""
+"""Descent on any loss: by closed forms, by tiny steps, by the peer, to the end."""
 
 import pathlib
-import warnings
 
-import hypothesis
-import hypothesis.strategies as st
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.integrate
+from linear_models import OUT, RATE, START, TANGENT, N, Y, blocks, interleaved
 
 import widelimit as wl
-from widelimit import _errors
+from widelimit import InputError, ShapeMismatchError, predict
 
 DATA = pathlib.Path(__file__).parents[1] / "data" / "neural_tangents_predict.npz"
-RNG = np.random.default_rng(0)
-N, M, OUT, RATE = 5, 3, 2, 0.4
-TANGENT = RNG.standard_normal((N + M, 40)) / 4
-PRIOR = RNG.standard_normal((N + M, 30)) / 5
-Y = RNG.standard_normal((N, OUT))
+K, CROSS, _ = blocks(TANGENT)
+LABELS = np.eye(OUT)[[0, 1, 1, 0, 1]]
 
 
-def blocks(features, n=N):
-    """Kernels of linear features: training, cross, test."""
-    k = features @ features.T
-    return k[:n, :n], k[n:, :n], k[n:, n:]
+def mse(f, y):
+    return 0.5 * jnp.mean((f - y) ** 2)
 
 
-def train(times, rate=RATE, y=Y, tangent=TANGENT, prior=PRIOR, **options):
-    k_train, k_cross, _ = blocks(tangent)
-    nngp_train, nngp_cross, nngp_test = blocks(prior)
-    given = {
-        "k_cross": k_cross, "nngp_train": nngp_train, "nngp_cross": nngp_cross,
-        "nngp_test": nngp_test,
-    }  # fmt: skip
-    return wl.gradient_descent(k_train, y, times, rate, **(given | options))
+def cross_entropy(f, y):
+    return -jnp.mean(jnp.sum(jax.nn.log_softmax(f) * y, axis=-1))
 
 
-def by_steps(start, steps, rate=RATE, momentum=0.0, ridge=0.0, y=Y, tangent=TANGENT):
-    """Gradient descent on the parameters of f = start + tangent w, as optax.sgd.
-
-    `start` has shape (.., N + M, OUT): any number of functions at once.
-    """
-    w = np.zeros((*start.shape[:-2], tangent.shape[1], start.shape[-1]))
-    v, kept = np.zeros_like(w), {}
-    for step in range(max(steps) + 1):
-        f = start + tangent @ w
-        if step in steps:
-            kept[step] = f
-        gradient = tangent[:N].T @ (f[..., :N, :] - y) + ridge * w
-        v = momentum * v + gradient / y.size
-        w = w - rate * v
-    return np.stack([kept[step] for step in steps])
-
-
-def both(result):
-    """The means for training and test inputs."""
-    return np.concatenate([result.mean, result.test_mean], axis=1)
-
-
-@pytest.mark.parametrize("ridge", [0.0, 0.3])
-@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
-def test_steps_are_those_of_gradient_descent(momentum, ridge):
-    steps = [0, 1, 2, 3, 17, 300]
-    options = {"momentum": momentum, "ridge": ridge}
-    found = train(steps, **options)
-    f = by_steps(np.zeros((N + M, OUT)), steps, **options)
-    np.testing.assert_allclose(both(found), f, rtol=0, atol=1e-13)
-    # The map from the outputs at time 0 to those at time t, one column for each.
-    basis = np.eye(N + M)[:, :, None]
-    maps = by_steps(basis, steps, y=np.zeros((N, 1)), rate=RATE / OUT, **options)
-    maps = np.moveaxis(maps[..., 0], 1, 2)
-    cov = maps @ (PRIOR @ PRIOR.T) @ np.moveaxis(maps, 1, 2)
-    np.testing.assert_allclose(found.cov, cov[:, :N, :N], rtol=0, atol=1e-13)
-    np.testing.assert_allclose(found.test_cov, cov[:, N:, N:], rtol=0, atol=1e-13)
-    variance = np.einsum("tii->ti", cov)
-    np.testing.assert_allclose(found.std**2, variance[:, :N], rtol=0, atol=1e-13)
-    np.testing.assert_allclose(found.test_std**2, variance[:, N:], rtol=0, atol=1e-13)
-    losses = 0.5 * np.mean((f[:, :N] - Y) ** 2, axis=(1, 2))
-    losses += 0.5 * np.einsum("tnn->t", cov[:, :N, :N]) / N
-    np.testing.assert_allclose(found.losses, losses, rtol=1e-12, atol=1e-15)
-
-
-def test_an_ensemble_of_linear_models_is_that_gaussian():
-    members, steps = 20_000, [0, 4, 60]
-    rng = np.random.default_rng(1)
-    start = PRIOR @ rng.standard_normal((members, PRIOR.shape[1], OUT))
-    f = by_steps(start, steps, momentum=0.5)
-    found = train(steps, momentum=0.5)
-    for i in range(len(steps)):
-        for mean, cov, sample in (
-            (found.mean[i], found.cov[i], f[i, :, :N]),
-            (found.test_mean[i], found.test_cov[i], f[i, :, N:]),
-        ):
-            error = np.sqrt(np.diag(cov) / members)[:, None]
-            assert (np.abs(sample.mean(0) - mean) < 5 * error + 1e-12).all()
-            off = sample - mean
-            products = np.einsum("sio,sjo->sij", off, off) / OUT
-            error = products.std(0) / np.sqrt(members)
-            assert (np.abs(products.mean(0) - cov) < 5 * error + 1e-12).all()
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.3, 0.9])
-def test_flow_solves_its_differential_equation(momentum):
-    k_train, k_cross, _ = blocks(TANGENT)
-    k = np.concatenate([k_train, k_cross])
-
-    def slope(_, state):
-        f, v = state.reshape(2, N + M, OUT)
-        force = -RATE * k @ (f[:N] - Y) / Y.size
-        parts = (v, force - (1 - momentum) * v) if momentum else (force, 0 * v)
-        return np.concatenate([part.ravel() for part in parts])
-
-    times = [0.0, 0.5, 7.3, 60.0]
-    solved = scipy.integrate.solve_ivp(
-        slope, (0, 60), np.zeros(2 * (N + M) * OUT), "DOP853", times,
-        rtol=1e-12, atol=1e-13,
-    )  # fmt: skip
-    expected = solved.y.T.reshape(len(times), 2, N + M, OUT)[:, 0]
-    found = train(times, momentum=momentum, continuous=True)
-    np.testing.assert_allclose(both(found), expected, rtol=0, atol=1e-10)
-
-
-def test_momentum_in_continuous_time_is_descent_with_small_rates_and_much_momentum():
-    distances = []
-    for small in (0.04, 0.01):
-        options = {"rate": 10 * small**2, "momentum": 1 - small}
-        times = np.round(np.array([1, 3, 10]) / small)
-        flow = train(times, continuous=True, **options)
-        distances.append(np.abs(both(flow) - both(train(times, **options))).max())
-    assert distances[0] < 0.05
-    assert distances[1] < 0.3 * distances[0]
-
-
-@pytest.mark.parametrize("net", ["relu_mlp_d3", "conv_same_gap"])
-@pytest.mark.parametrize("tag", ["reg0_lr1", "reg0.001_lr0.5"])
-@pytest.mark.parametrize("kind", ["nngp", "ntk"])
-def test_ensembles_agree_with_neural_tangents(net, tag, kind):
-    with np.load(DATA) as data:
-        k, cross = data[f"k/{net}/{kind}11"], data[f"k/{net}/{kind}12"].T
-        nngp, nngp_cross = data[f"k/{net}/nngp11"], data[f"k/{net}/nngp12"].T
-        y = data[f"p/{net}/y_train"]
-        head = f"p/{net}/ensemble/{tag}"
-        nngp_test = data[f"{head}/test/nngp/cov"][0]
-        expected = {
-            where: (
-                data[f"{head}/{where}/{kind}/mean"],
-                data[f"{head}/{where}/{kind}/cov"],
-            )
-            for where in ("train", "test")
-            if f"{head}/{where}/{kind}/mean" in data
-        }
-    reg, rate = {"reg0_lr1": (0.0, 1.0), "reg0.001_lr0.5": (1e-3, 0.5)}[tag]
-    ridge = reg * np.trace(k) / len(k)
-    if kind == "nngp":  # there, the peer takes the ridge for noise on the targets
-        nngp = nngp + ridge * np.eye(len(k))
-    found = wl.gradient_descent(
-        k, y, [0, 1, 10, np.inf], rate, k_cross=cross, nngp_train=nngp,
-        nngp_cross=nngp_cross, nngp_test=nngp_test, continuous=True,
-        ridge=ridge,
-    )  # fmt: skip
-    # The diagonal of the peer's tangent kernel has half the digits, others in every
-    # way of asking for it.
-    atol = 1e-12 if kind == "nngp" else 1e-7
-    mean, cov = expected["test"]
-    np.testing.assert_allclose(found.test_mean, mean, rtol=0, atol=atol)
-    np.testing.assert_allclose(found.test_cov, cov, rtol=0, atol=atol)
-    if "train" in expected:
-        mean, cov = expected["train"]
-        np.testing.assert_allclose(found.mean, mean, rtol=0, atol=atol)
-        np.testing.assert_allclose(found.cov, cov, rtol=0, atol=atol)
-
-
-@pytest.mark.parametrize("net", ["relu_mlp_d3", "conv_same_gap"])
-@pytest.mark.parametrize("momentum", ["None", "0.9"])
-def test_momentum_agrees_with_neural_tangents(net, momentum):
-    with np.load(DATA) as data:
-        k, cross = data[f"k/{net}/ntk11"], data[f"k/{net}/ntk12"].T
-        y, f_train, f_test = (
-            data[f"p/{net}/{name}"] for name in ("y_train", "fx_train_0", "fx_test_0")
-        )
-        expected = [
-            data[f"p/{net}/gd_ode/mom{momentum}/{where}"] for where in ("train", "test")
-        ]
-    found = wl.gradient_descent(
-        k, y, [1, 10], 0.5, k_cross=cross, f_train=f_train, f_test=f_test,
-        continuous=True, momentum=0.0 if momentum == "None" else float(momentum),
-    )  # fmt: skip
-    # The peer's solver of differential equations has a tolerance of 1.4e-8 in a step.
-    np.testing.assert_allclose(found.mean, expected[0], rtol=0, atol=1e-6)
-    np.testing.assert_allclose(found.test_mean, expected[1], rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("continuous", [False, True])
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_infinite_time_with_a_ridge_is_kernel_ridge_regression(continuous, momentum):
-    k_train, k_cross, _ = blocks(TANGENT)
-    regression = wl.gp_posterior(k_train, k_cross, np.ones(M), Y, noise=0.2)
-    found = train(np.inf, ridge=0.2, momentum=momentum, continuous=continuous)
-    np.testing.assert_allclose(found.test_mean[0], regression.mean, atol=1e-13)
-    np.testing.assert_array_equal(found.times, [np.inf])
-    late = train(10**5, ridge=0.2, momentum=momentum, continuous=continuous)
-    for name in ("mean", "cov", "test_mean", "test_cov", "losses"):
-        np.testing.assert_allclose(
-            getattr(found, name), getattr(late, name), rtol=0, atol=1e-12
-        )
-
-
-def test_the_last_layer_alone_ends_at_the_posterior():
-    found = train(np.inf, tangent=PRIOR)
-    posterior = wl.gp_posterior(*blocks(PRIOR), Y)
-    np.testing.assert_allclose(found.test_mean[0], posterior.mean, atol=1e-13)
-    np.testing.assert_allclose(found.test_cov[0], posterior.cov, atol=1e-13)
-    np.testing.assert_allclose(found.mean[0], Y, atol=1e-14)
-    np.testing.assert_allclose(found.std[0], 0.0, atol=1e-14)
-
-
-def test_noise_on_the_targets_is_a_ridge_and_variance_at_time_0():
-    noisy = blocks(PRIOR)[0] + 0.2 * np.eye(N)
-    found = train(np.inf, tangent=PRIOR, ridge=0.2, nngp_train=noisy)
-    posterior = wl.gp_posterior(*blocks(PRIOR), Y, noise=0.2)
-    np.testing.assert_allclose(found.test_mean[0], posterior.mean, atol=1e-13)
-    np.testing.assert_allclose(found.test_cov[0], posterior.cov, atol=1e-13)
-
-
-def test_without_a_prior_there_is_a_mean_and_no_covariance():
-    k_train, k_cross, _ = blocks(TANGENT)
-    found = wl.gradient_descent(k_train, Y, (0, 5), RATE, k_cross=k_cross)
-    whole = train((0, 5))
-    np.testing.assert_array_equal(found.mean, whole.mean)
-    np.testing.assert_array_equal(found.test_mean, whole.test_mean)
-    nothing = (found.cov, found.std, found.variance, found.test_cov, found.test_std)
-    assert nothing == (None,) * 5
-    alone = wl.gradient_descent(k_train, Y[:, 0], 5, RATE)
-    assert alone.mean.shape == (1, N)
-    assert alone.test_mean is None
-
-
-def test_a_prior_mean_moves_like_one_function():
-    start = RNG.standard_normal((N + M, OUT))
-    found = train([3, 40], f_train=start[:N], f_test=start[N:])
-    np.testing.assert_allclose(both(found), by_steps(start, [3, 40]), atol=1e-13)
-    np.testing.assert_array_equal(found.cov, train([3, 40]).cov)
-
-
-def test_a_diagonal_test_kernel_gives_variances_only():
-    whole = train([0, 4])
-    found = train([0, 4], nngp_test=np.diag(blocks(PRIOR)[2]))
-    assert found.test_cov is None
-    np.testing.assert_array_equal(found.test_variance, whole.test_variance)
-
-
-def test_axes_of_the_index_and_of_the_output():
-    # One input of two places and two entries is four rows of a matrix.
-    n, m, places, out = 3, 2, 2, 2
-    tangent = RNG.standard_normal(((n + m) * places * out, 60))
-    prior = RNG.standard_normal(((n + m) * places * out, 60))
-    y = RNG.standard_normal((n, places, out))
-    split = n * places * out
-
-    def arrays(features, axes, cut):
-        sizes = (places, out)[: axes - 1]
-        found = [
-            k.reshape(a, *sizes, b, *sizes)
-            for k, a, b in zip(blocks(features, cut), (n, m, m), (n, n, m), strict=True)
-        ]
-        return [np.moveaxis(k, axes, 1) for k in found]
-
-    names = ("k_cross", "nngp_train", "nngp_cross", "nngp_test")
-    flat = [*blocks(tangent, split)[:2], *blocks(prior, split)]
-    flat = wl.gradient_descent(
-        flat[0], y.ravel(), [2, 9], 1e-2, **dict(zip(names, flat[1:], strict=True))
+def test_the_mean_squared_error_has_a_closed_form():
+    times = np.array([[7.3, 0.0, 60.0], [0.5, 7.3, 2.0]])  # in no order
+    f = predict.gradient_descent(mse, K, Y, RATE)
+    closed = predict.gradient_descent_mse(K, Y, RATE)
+    given = (START[:N], START[N:], CROSS)
+    found, value = f(times, *given), closed(times, *given)
+    for one, other in zip(found, value, strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(found[1][0, 1], START[N:], atol=1e-14)
+    np.testing.assert_allclose(
+        f(times, None, START[N:], CROSS),
+        closed(times, None, START[N:], CROSS),
+        atol=1e-8,
     )
-    k = [*arrays(tangent, 3, split)[:2], *arrays(prior, 3, split)]
-    found = wl.gradient_descent(
-        k[0], y, [2, 9], 1e-2, **dict(zip(names, k[1:], strict=True))
-    )
-    assert found.test_cov.shape == (2, m, m, places, out, places, out)
-    assert found.variance.shape == (2, n, places, out)
-    np.testing.assert_allclose(found.test_mean.ravel(), flat.test_mean.ravel())
-    rows = np.moveaxis(found.test_cov, 2, 4).reshape(2, m * places * out, -1)
-    np.testing.assert_allclose(rows, flat.test_cov, rtol=1e-12)
-
-    # One kernel for both entries of the output.
-    cut = n * places
-    shared = [
-        *arrays(tangent[: cut + m * places], 2, cut)[:2],
-        *arrays(prior[: cut + m * places], 2, cut),
-    ]
-    k_flat = [
-        *blocks(tangent[: cut + m * places], cut)[:2],
-        *blocks(prior[: cut + m * places], cut),
-    ]
-    found = wl.gradient_descent(
-        shared[0], y, 9, 1e-2, **dict(zip(names, shared[1:], strict=True))
-    )
-    flat = wl.gradient_descent(
-        k_flat[0], y.reshape(cut, out), 9, 1e-2,
-        **dict(zip(names, k_flat[1:], strict=True)),
-    )  # fmt: skip
-    assert found.test_mean.shape == (1, m, places, out)
-    assert found.cov.shape == (1, n, n, places, places)
-    assert found.losses == pytest.approx(flat.losses)
-    np.testing.assert_allclose(found.test_mean.ravel(), flat.test_mean.ravel())
-    np.testing.assert_allclose(found.std.ravel(), flat.std.ravel())
-
-
-SINGULAR = np.concatenate([TANGENT[:2], TANGENT[:1], TANGENT[3:]])  # inputs 0 and 2
-
-
-@pytest.mark.parametrize("continuous", [False, True])
-def test_a_singular_kernel_learns_what_it_can_and_says_so(continuous):
-    with pytest.warns(UserWarning, match="1 of the 5 eigenvalues") as caught:
-        found = train(np.inf, tangent=SINGULAR, continuous=continuous)
-    assert caught[0].filename == __file__
-    assert len(found.unlearned) == 1
-    assert abs(found.unlearned[0]) < 1e-14
-    middle = (Y[0] + Y[2]) / 2
-    expected = np.stack([middle, Y[1], middle, Y[3], Y[4]])
-    np.testing.assert_allclose(found.mean[0], expected, atol=1e-13)
-    weights = np.linalg.lstsq(SINGULAR[:N], Y, rcond=None)[0]
-    np.testing.assert_allclose(found.test_mean[0], SINGULAR[N:] @ weights, atol=1e-12)
-    assert np.isfinite(found.test_cov).all()
-    # What tells the two inputs apart is never learned: half the variance of its prior.
-    apart = PRIOR[0] - PRIOR[2]
-    assert found.variance[0, 0] == pytest.approx(apart @ apart / 4)
-
-
-def test_a_short_training_on_a_singular_kernel_is_no_matter_of_choice():
-    steps = [0, 1, 50]
-    found = train(steps, tangent=SINGULAR)  # and no warning
-    f = by_steps(np.zeros((N + M, OUT)), steps, tangent=SINGULAR)
-    np.testing.assert_allclose(both(found), f, atol=1e-13)
-    assert len(found.unlearned) == 1
-
-
-def test_a_ridge_makes_a_singular_kernel_regular():
-    found = train(np.inf, tangent=SINGULAR, ridge=1e-3)
-    assert len(found.unlearned) == 0
-    assert np.isfinite(found.test_cov).all()
-
-
-def test_directions_too_faint_for_float64_still_move_the_test_outputs():
-    # An eigenvalue of 1e-18 hides a feature of 1e-9 that is large at the test input.
-    tangent = np.array([[1.0, 0.0], [1.0, 1e-9], [0.0, 1.0]])
-    k = tangent @ tangent.T
-    y = np.array([-1.0, 1.0])
-    found = wl.gradient_descent(k[:2, :2], y, 1000, 1.0, k_cross=k[2:, :2])
-    assert found.test_mean[0, 0] == pytest.approx(1000 * 1e-9 / 2, rel=1e-9)
-
-
-def test_kernels_of_zeros_learn_nothing():
-    zero = np.zeros((2, 2))
-    with pytest.warns(UserWarning, match="2 of the 2"):
-        found = wl.gradient_descent(
-            zero, [1.0, 2.0], [5, np.inf], 1.0, k_cross=zero, nngp_train=np.eye(2),
-            nngp_cross=zero, nngp_test=np.eye(2),
-        )  # fmt: skip
-    np.testing.assert_array_equal(found.mean, np.zeros((2, 2)))
-    np.testing.assert_array_equal(found.test_cov, np.stack([np.eye(2)] * 2))
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_many_steps_lose_no_digits(momentum):
-    z, t = 1e-9 * (1 - momentum), 10**8
-    found = wl.gradient_descent([[z]], [1.0], t, 1.0, momentum=momentum)
-    # The error is a sum of two powers; the fast one has died out.
-    root = np.sqrt((1 - momentum + z) ** 2 - 4 * z)
-    fast = (1 - momentum + z + root) / 2
-    slow = z / fast
-    expected = -np.expm1(t * np.log1p(-slow) + np.log((fast - z) / root))
-    assert found.mean[0, 0] == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_precision_of_the_kernels_sets_what_is_noise(dtype):
-    features = np.random.default_rng(2).normal(size=(30, 4)).astype(dtype)
-    with pytest.warns(UserWarning, match="26 of the 30"):
-        found = wl.gradient_descent(features @ features.T, np.ones(30), np.inf, 0.1)
-    fit = features @ np.linalg.lstsq(features, np.ones(30), rcond=None)[0]
-    atol = 1e-4 if dtype == np.float32 else 1e-12
-    np.testing.assert_allclose(found.mean[0], fit, atol=atol)
-
-
-@hypothesis.given(
-    seed=st.integers(0, 2**32 - 1),
-    n=st.integers(1, 6),
-    ranks=st.tuples(st.integers(1, 8), st.integers(1, 8)),
-    t=st.one_of(st.integers(0, 1000), st.just(np.inf)),
-    momentum=st.sampled_from([0.0, 0.5, 0.99]),
-    ridge=st.sampled_from([0.0, 1e-3, 1.0]),
-    continuous=st.booleans(),
-)
-@hypothesis.settings(max_examples=100, deadline=None)
-def test_covariances_are_covariances(seed, n, ranks, t, momentum, ridge, continuous):
-    rng = np.random.default_rng(seed)
-    tangent, prior = (rng.standard_normal((n + 3, rank)) for rank in ranks)
-    k_train, k_cross, _ = blocks(tangent, n)
-    nngp_train, nngp_cross, nngp_test = blocks(prior, n)
-    y = rng.standard_normal(n)
-    rate = 0.9 * wl.max_learning_rate(k_train + ridge * np.eye(n), n, momentum)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".* cannot be told from 0")
-        found = wl.gradient_descent(
-            k_train, y, [0, t], rate, k_cross=k_cross, nngp_train=nngp_train,
-            nngp_cross=nngp_cross, nngp_test=nngp_test, continuous=continuous,
-            momentum=momentum, ridge=ridge,
-        )  # fmt: skip
-    np.testing.assert_allclose(found.cov[0], nngp_train, atol=1e-12)
-    np.testing.assert_array_equal(found.test_cov[0], (nngp_test + nngp_test.T) / 2)
-    np.testing.assert_allclose(found.mean[0], 0, atol=1e-14)
-    for mean, cov, std in (
-        (found.mean, found.cov, found.std),
-        (found.test_mean, found.test_cov, found.test_std),
-    ):
-        assert np.isfinite(mean).all()
-        assert (std >= 0).all()
-        np.testing.assert_array_equal(cov, np.swapaxes(cov, 1, 2))
-        values = np.linalg.eigvalsh(cov[1])
-        # Rounding of the weights that the prior's covariance is multiplied by, twice.
-        inverse = 1 + np.linalg.norm(k_cross) * np.linalg.norm(
-            np.linalg.pinv(k_train, 1e-13)
-        )
-        scale = np.linalg.norm(prior) ** 2 * inverse**2
-        assert values[0] >= -1e-14 * scale
+    np.testing.assert_allclose(f(times, START[:N]), found[0], atol=1e-8)
 
 
 @pytest.mark.parametrize(
-    ("changed", "error", "message"),
+    "momentum", [0.9, *(pytest.param(m, marks=pytest.mark.slow) for m in (0.0, 0.3))]
+)
+def test_momentum_has_a_closed_form(momentum):
+    times = [0.0, 0.5, 7.3, 60.0]
+    f = predict.gradient_descent(mse, K, Y, RATE, momentum)
+    found = f(times, START[:N], START[N:], CROSS)
+    closed = wl.trained_ensemble(
+        K, Y, times, RATE, k_cross=CROSS, f_train=START[:N], f_test=START[N:],
+        continuous=True, momentum=momentum or 1e-300,
+    )  # fmt: skip
+    np.testing.assert_allclose(found[0], closed.mean, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(found[1], closed.test_mean, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.8])
+def test_tiny_steps_on_parameters_lead_there(momentum):
+    rate, fine, t = 1.0, 300, 8
+    slope = jax.jit(jax.grad(lambda f: cross_entropy(f, LABELS)))
+    ends = []
+    for steps in (fine, 2 * fine, 4 * fine):
+        w, v = (np.zeros((TANGENT.shape[1], OUT)) for _ in range(2))
+        dt = t / steps
+        for _ in range(steps):
+            f = START[:N] + TANGENT[:N] @ w
+            force = -rate * TANGENT[:N].T @ np.asarray(slope(f))
+            if momentum is None:
+                w = w + dt * force
+            else:
+                w, v = w + dt * v, v + dt * (force - (1 - momentum) * v)
+        ends.append(START + TANGENT @ w)
+    # The errors of the first two orders in the size of a step are gone.
+    limit = (ends[0] - 6 * ends[1] + 8 * ends[2]) / 3
+    f = predict.gradient_descent(cross_entropy, K, LABELS, rate, momentum)
+    found = np.concatenate(f(t, START[:N], START[N:], CROSS))
+    np.testing.assert_allclose(found, limit, rtol=0, atol=1e-5)
+    assert np.abs(found - START).max() > 0.1
+
+
+def soft_cross_entropy(f, y):
+    return -jnp.mean(jax.nn.log_softmax(f) * jax.nn.softmax(y))
+
+
+@pytest.mark.parametrize(
+    ("net", "loss", "momentum"),
     [
-        ({"times": 1.5}, _errors.InputError, "whole numbers"),
-        ({"times": -1.0, "continuous": True}, _errors.InputError, "0 or more"),
-        ({"times": np.nan}, _errors.InputError, "`times` has 1 entries"),
-        ({"times": []}, _errors.InputError, "whole numbers"),
-        ({"rate": -1.0}, _errors.InputError, "positive number"),
-        ({"rate": 1e3, "times": np.inf}, _errors.InputError, "times the largest"),
-        ({"rate": 1e3, "times": 10**4}, _errors.InputError, "diverges"),
-        ({"momentum": 1.0}, _errors.InputError, "from 0 to below 1"),
-        ({"momentum": "much"}, _errors.InputError, "got 'much'"),
-        ({"ridge": -1.0}, _errors.InputError, "zero or more"),
-        ({"ridge": np.inf}, _errors.InputError, "zero or more"),
-        ({"y": 3.0}, _errors.ShapeMismatchError, "`y` should hold"),
-        ({"y": Y[:-1]}, _errors.ShapeMismatchError, "`k_train` should have shape"),
-        ({"y": Y * np.nan}, _errors.InputError, "`y` has 10 entries"),
-        ({"k_cross": np.ones((N, M))}, _errors.ShapeMismatchError, "`k_cross` should"),
-        ({"k_cross": np.ones((M, N, 2))}, _errors.ShapeMismatchError, "2 axes"),
-        ({"k_cross": np.ones((0, N))}, _errors.InputError, "empty"),
-        ({"k_cross": None}, _errors.InputError, "without `k_cross`"),
-        ({"nngp_cross": None}, _errors.InputError, "got nngp_train, nngp_test with"),
-        ({"nngp_train": None}, _errors.InputError, "give `nngp_train`"),
-        ({"nngp_test": np.ones((2, 2))}, _errors.ShapeMismatchError, "`nngp_test`"),
-        ({"nngp_train": -np.eye(N)}, _errors.InputError, "`nngp_train` has the eigen"),
-        ({"nngp_train": np.triu(np.ones((N, N)))}, _errors.InputError, "not symmetric"),
-        ({"nngp_test": np.zeros((M, M))}, _errors.InputError, "not kernels of"),
-        ({"f_train": Y}, _errors.InputError, "Give both"),
-        ({"f_test": Y}, _errors.InputError, "Give both"),
-        ({"f_train": Y, "f_test": Y}, _errors.ShapeMismatchError, "`f_test` should"),
-        ({"f_train": Y.T, "f_test": Y}, _errors.ShapeMismatchError, "one shape"),
+        ("relu_mlp_d3", mse, 0.9),
+        ("conv_same_gap", soft_cross_entropy, None),
+        pytest.param("relu_mlp_d3", mse, None, marks=pytest.mark.slow),
+        pytest.param("conv_same_gap", mse, None, marks=pytest.mark.slow),
+        pytest.param("conv_same_gap", mse, 0.9, marks=pytest.mark.slow),
+        pytest.param("relu_mlp_d3", soft_cross_entropy, None, marks=pytest.mark.slow),
     ],
-)  # fmt: skip
-def test_errors(changed, error, message):
+)
+def test_agrees_with_neural_tangents(net, loss, momentum):
+    times = np.array([1.0, 10.0] if loss is mse else 10.0)
+    head = f"gd_ode/mom{momentum}" if loss is mse else "gd_ode_xent/t10.0"
+    with np.load(DATA) as data:
+        k, cross = data[f"k/{net}/ntk11"], data[f"k/{net}/ntk12"].T
+        y, *start = (
+            data[f"p/{net}/{name}"] for name in ("y_train", "fx_train_0", "fx_test_0")
+        )
+        expected = [data[f"p/{net}/{head}/{where}"] for where in ("train", "test")]
+    found = predict.gradient_descent(loss, k, y, 0.5, momentum)(times, *start, cross)
+    for one, other in zip(found, expected, strict=True):
+        # The tolerance of the peer's solver is 1.4e-8 in a step.
+        np.testing.assert_allclose(one, other, rtol=2e-7, atol=2e-7)
+
+
+def test_training_goes_on_from_a_state():
+    f = predict.gradient_descent(mse, K, Y, RATE, 0.9)
+    start = predict.ODEState(START[:N], START[N:])
+    first = f(3.0, start, None, CROSS)
+    assert isinstance(first, predict.ODEState)
+    second = f(4.0, first, None, CROSS)
+    whole = f([3.0, 7.0], start, None, CROSS)
+    for name in ("fx_train", "fx_test", "qx_train", "qx_test"):
+        ends = [getattr(state, name) for state in (first, second)]
+        np.testing.assert_allclose(getattr(whole, name), ends, rtol=0, atol=1e-8)
+    pair = f(7.0, START[:N], START[N:], CROSS)
+    np.testing.assert_allclose(pair[1], second.fx_test, rtol=0, atol=1e-8)
+    step = 1e-4
+    near = f([7.0 - step, 7.0 + step], start, None, CROSS)
+    slope = (near.fx_test[1] - near.fx_test[0]) / (2 * step * np.sqrt(RATE))
+    np.testing.assert_allclose(second.qx_test, slope, rtol=0, atol=1e-5)
+    alone = f(7.0, predict.ODEState(START[:N]))
+    assert alone.fx_test is None
+    assert alone.qx_test is None
+    np.testing.assert_allclose(alone.fx_train, pair[0], rtol=0, atol=1e-8)
+    assert start.replace(fx_test=None).astuple()[1:] == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("trace_axes", "momentum"),
+    [
+        ((-2,), None),
+        pytest.param((), None, marks=pytest.mark.slow),
+        pytest.param((0, -1), 0.5, marks=pytest.mark.slow),
+        pytest.param((0, 1, 2), None, marks=pytest.mark.slow),
+    ],
+)
+def test_traced_axes_share_a_kernel(trace_axes, momentum):
+    shape, rng = (3, 2, 2), np.random.default_rng(1)
+    traced = {a % 3 for a in trace_axes}
+    test_shape = shape if 0 in traced else (2, *shape[1:])
+    rows, test_rows = (
+        tuple(s for a, s in enumerate(sizes) if a not in traced)
+        for sizes in (shape, test_shape)
+    )
+    n, m = (int(np.prod(sizes)) for sizes in (rows, test_rows))
+    k, cross, _ = blocks(rng.standard_normal((n + m, 60)) / 4, n)
+    y, train, test = (rng.standard_normal(s) for s in (shape, shape, test_shape))
+    given = (train, test, interleaved(cross, test_rows, rows))
+    k = interleaved(k, rows, rows)
+    f = predict.gradient_descent(mse, k, y, RATE, momentum, trace_axes)
+    found = f([[1.0, 4.0]], *given)
+    if momentum is None:
+        closed = predict.gradient_descent_mse(k, y, RATE, trace_axes=trace_axes)
+        value = closed([[1.0, 4.0]], *given)
+        for one, other in zip(found, value, strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-8)
+    assert [x.shape for x in found] == [(1, 2, *shape), (1, 2, *test_shape)]
+
+
+def test_predictions_are_compiled_and_differentiated():
+    def ode(k, cross, start, t, rate):
+        f = predict.gradient_descent(mse, k, Y, rate)
+        return jnp.sum(f(t, start, 0.0, cross)[1] ** 2)
+
+    def closed(k, cross, start, t, rate):
+        f = predict.gradient_descent_mse(k, Y, rate)
+        return jnp.sum(f(t, start, 0.0, cross)[1] ** 2)
+
+    arguments = (K, CROSS, START[:N], np.array([2.0, 1.0]), RATE)
+    found, expected = (
+        jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2, 3, 4)))(*arguments)
+        for f in (ode, closed)
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        if a.shape == K.shape:  # of a symmetric matrix
+            a, b = a + a.T, b + b.T
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_infinite_time_is_where_training_ends():
+    f = predict.gradient_descent(mse, K, Y, RATE)
+    closed = predict.gradient_descent_mse(K, Y, RATE)
+    given = (START[:N], START[N:], CROSS)
+    for one, other in zip(f(None, *given), closed(None, *given), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-7)
+    found = f([jnp.inf, 1.0, jnp.inf], *given)[1]
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_allclose(found[0], closed(None, *given)[1], rtol=0, atol=1e-7)
+    np.testing.assert_allclose(found[1], closed(1.0, *given)[1], rtol=0, atol=1e-8)
+    with pytest.raises(InputError, match="can not be compiled"):
+        jax.jit(lambda x: f(None, x))(START[:N])
+    with pytest.raises(InputError, match=r"no end of training|gives up after"):
+        predict.gradient_descent(cross_entropy, K, LABELS, max_steps=300)(None)
+
+
+def test_a_solver_that_gives_up_says_so():
+    f = predict.gradient_descent(mse, 1e6 * K, Y, max_steps=50)
+    with pytest.raises(InputError, match=r"gives up after 50 steps .*Kvaerno5"):
+        f(1e3)
+
+
+@pytest.mark.slow
+def test_another_solver_and_other_tolerances():
+    import diffrax
+
+    closed = predict.gradient_descent_mse(1e4 * K, Y, RATE)(50.0)
+    f = predict.gradient_descent(
+        mse, 1e4 * K, Y, RATE, solver=diffrax.Kvaerno5(), rtol=1e-6, atol=1e-6
+    )
+    np.testing.assert_allclose(f(50.0), closed, rtol=0, atol=1e-5)
+
+
+def test_precision_is_that_of_the_kernel():
+    f = predict.gradient_descent(mse, K.astype(np.float32), Y, RATE)
+    found = f(2.0, 0.0, 0.0, CROSS.astype(np.float32))
+    assert [x.dtype for x in found] == [jnp.float32] * 2
+    closed = predict.gradient_descent_mse(K, Y, RATE)(2.0, 0.0, 0.0, CROSS)
+    np.testing.assert_allclose(found[1], closed[1], rtol=1e-5, atol=1e-6)
+
+
+STATE = predict.ODEState(START[:N], START[N:], np.zeros((N, OUT)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "call", "error", "message"),
+    [
+        ({}, (1.0, None), InputError, "nothing to predict"),
+        ({}, (1.0, 0.0, 0.0), InputError, "give `k_test_train`"),
+        ({}, (1.0, predict.ODEState()), InputError, "nothing to predict"),
+        ({}, (1.0, STATE, None, CROSS), InputError, "here momentum is None"),
+        ({}, (1.0, STATE, 0.0, CROSS), InputError, "a second time"),
+        ({}, (-1.0,), InputError, "0 or more"),
+        ({}, ([],), InputError, "empty"),
+        ({}, (1.0, Y[1:]), ShapeMismatchError, "`fx_train` should be a number"),
+        ({}, (1.0, 0.0, Y, CROSS), ShapeMismatchError, "`fx_test` should be"),
+        ({}, (1.0, 0.0, 0.0, CROSS.T), ShapeMismatchError, r"shape \(_, 5\)"),
+        ({"k_train_train": K[1:, 1:]}, (), ShapeMismatchError, r"shape \(5, 5\)"),
+        ({"k_train_train": K * np.nan}, (), InputError, "not finite"),
+        ({"y_train": Y * np.nan}, (), InputError, "`y_train` has"),
+        ({"loss": "mse"}, (), InputError, "function of outputs and targets"),
+        ({"momentum": 1.5}, (), InputError, "from 0 to 1"),
+        ({"momentum": -0.5}, (), InputError, "zero or more"),
+        ({"learning_rate": -1.0}, (), InputError, "above zero"),
+    ],
+)
+def test_errors(changed, call, error, message):
+    given = {"loss": mse, "k_train_train": K, "y_train": Y} | changed
     with pytest.raises(error, match=message):
-        train(**({"times": 1} | changed))
-
-
-def test_a_tangent_kernel_that_is_none_is_refused():
-    with pytest.raises(_errors.InputError, match="`k_train` has the eigenvalue -1"):
-        wl.gradient_descent(np.diag([1.0, -1.0]), [1.0, 2.0], 1, 0.1)
-    with pytest.raises(_errors.InputError, match="not symmetric"):
-        wl.gradient_descent([[1.0, 2.0], [0.0, 1.0]], [1.0, 2.0], 1, 0.1)
-
-
-def test_traced_kernels_are_refused():
-    with pytest.raises(_errors.InputError, match="traced"):
-        jax.jit(lambda k: wl.gradient_descent(k, Y, 1, 0.1).mean)(np.eye(N))
+        predict.gradient_descent(**given)(*call)

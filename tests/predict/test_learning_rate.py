@@ -107,3 +107,23 @@ def test_a_wide_network_obeys_it():
 def test_errors(kernel, options, error, message):
     with pytest.raises(error, match=message):
         wl.max_learning_rate(kernel, **options)
+
+
+def test_pairs_of_axes_may_stand_side_by_side():
+    features = RNG.standard_normal((3, 2, 2, 20))
+    rows = features.reshape(12, 20)
+    rate = 2 * 12 / np.linalg.eigvalsh(rows @ rows.T)[-1]
+    for order in ("iabp,jcdp->ijacbd", "iabp,jcdp->ijabcd"):
+        k = np.einsum(order, features, features)
+        assert wl.max_learning_rate(k) == pytest.approx(rate, rel=1e-11)
+    other = np.einsum("iabp,jcdp->ijacbd", *[RNG.standard_normal((3, 2, 4, 20))] * 2)
+    assert wl.max_learning_rate(other, 1) > 0
+    # A product of equal kernels is symmetric in both orders.
+    a = np.array([[2.0, 1.0], [1.0, 2.0]])
+    k = np.einsum("ij,ac,bd->ijacbd", np.eye(2), a, a)
+    with pytest.raises(_errors.InputError, match="interleaved=True"):
+        wl.max_learning_rate(k)
+    assert wl.max_learning_rate(k, interleaved=True) == pytest.approx(16 / 9)
+    assert wl.max_learning_rate(k, interleaved=False) == pytest.approx(16 / 10)
+    with pytest.raises(_errors.ShapeMismatchError, match="interleaved=False"):
+        wl.max_learning_rate(other, interleaved=False)

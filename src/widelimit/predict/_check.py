@@ -64,15 +64,16 @@ def symmetric(name: str, k: np.ndarray, accuracy: float) -> None:
         )
 
 
-def rounding(k: np.ndarray, accuracy: float) -> float:
+def rounding(k: Any, accuracy: float, xp: Any = np) -> Any:
     """The size below which an eigenvalue of `k` is rounding error.
 
     Independent errors of `accuracy` in every entry have norm about sqrt(n) times the
-    largest entry; the factorisation adds n float64 roundings of the norm of `k`.
+    largest entry; the factorisation adds n roundings of the norm of `k`, which `xp`
+    computes.
     """
     n = len(k)
-    entry, norm = float(np.abs(k).max()), float(np.linalg.norm(k))
-    return accuracy * math.sqrt(n) * entry + n * float(np.finfo(float).eps) * norm
+    entry, norm = xp.abs(k).max(), xp.linalg.norm(k)
+    return accuracy * math.sqrt(n) * entry + n * resolution(k) * norm
 
 
 def smallest(k: np.ndarray) -> float:
@@ -80,19 +81,36 @@ def smallest(k: np.ndarray) -> float:
     return float(scipy.linalg.eigvalsh(k, subset_by_index=(0, 0))[0])
 
 
-def singular(k: np.ndarray, noise: float, accuracy: float) -> InputError:
-    """The error for a `k + noise * I` that cannot be inverted."""
+def singular(
+    k: np.ndarray,
+    noise: float,
+    accuracy: float,
+    *,
+    name: str = "k_train",
+    option: str = "noise",
+    unit: float = 1.0,
+) -> InputError:
+    """The error for a `k + noise * I` that cannot be inverted.
+
+    Args:
+        k: the matrix.
+        noise: added to its diagonal.
+        accuracy: relative error of its entries.
+        name: of the kernel.
+        option: what the caller calls the noise.
+        unit: of that option.
+    """
     eigenvalue, least = smallest(k), rounding(k, accuracy)
-    enough = round_up(2 * least - min(eigenvalue, 0.0)) if least > 0 else 1.0
+    enough = 2 * least - min(eigenvalue, 0.0) if least > 0 else 1.0
     if eigenvalue < -1e3 * least:
         reason = "so it is not the kernel of any process; check how it was computed"
     else:
         reason = "as when inputs coincide or outnumber the features of the kernel"
     return InputError(
-        f"`k_train` plus noise {noise:g} is singular: the smallest eigenvalue of "
-        f"`k_train` is {eigenvalue:.3g}, {reason}. From its {len(k)} x {len(k)} "
+        f"`{name}` plus {option} {noise / unit:g} is singular: the smallest eigenvalue "
+        f"of `{name}` is {eigenvalue:.3g}, {reason}. From its {len(k)} x {len(k)} "
         f"numbers, {least:.1g} is the least that can be told from 0; "
-        f"`noise={enough:g}` is enough."
+        f"`{option}={round_up(enough / unit):g}` is enough."
     )
 
 

@@ -61,7 +61,7 @@ class TrainedEnsemble:
         return None if self.test_variance is None else np.sqrt(self.test_variance)
 
 
-def gradient_descent(
+def trained_ensemble(
     k_train: Any,
     y: Any,
     times: float | Sequence[float] | np.ndarray,
@@ -183,7 +183,7 @@ def descend(
     momentum: Any = 0.0,
     ridge: Any = 0.0,
 ) -> TrainedEnsemble:
-    """`gradient_descent`, with results that are not finite where it diverges far.
+    """`trained_ensemble`, with results that are not finite where it diverges far.
 
     `name` is what the caller calls `times`, and `nngp` holds the three kernels.
     """

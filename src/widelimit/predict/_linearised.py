@@ -46,7 +46,7 @@ def linearised(
     $$ f_t(X) = y + E_t (f_0(X) - y), \qquad
        f_t(x) = f_0(x) + \Theta(x, X) \Theta^{-1} (I - E_t) (y - f_0(X)). $$
 
-    Singular kernels are no exception. It is `gradient_descent` of an ensemble that
+    Singular kernels are no exception. It is `trained_ensemble` of an ensemble that
     starts as one function, without covariance.
 
     Args:

@@ -14,9 +14,9 @@ from ._check import (
     resolution,
     rounding,
     singular,
-    smallest,
     symmetric,
 )
+from ._cholesky import cholesky
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -88,7 +88,10 @@ def gp_posterior(
         symmetric("k_test", k_test, accuracy)
 
     n = len(k_train)
-    factor = _cholesky(k_train, noise, accuracy)
+    factor = cholesky(
+        k_train, noise, rounding(k_train, accuracy),
+        lambda: singular(k_train, noise, accuracy),
+    )  # fmt: skip
     flat = targets.reshape(n, -1)
     # Two solves against the factor keep the covariance symmetric to rounding; an
     # inverse does not.
@@ -148,21 +151,3 @@ def _check_noise(noise: Any) -> float:
             f"`noise` is {noise!r}; it is a variance: a finite number, zero or more."
         )
     return value
-
-
-def _cholesky(k: np.ndarray, noise: float, accuracy: float) -> np.ndarray:
-    """The lower factor of `k + noise * I`, refusing one made of rounding errors."""
-    shifted = k + noise * np.eye(len(k))
-    try:
-        factor = scipy.linalg.cholesky(shifted, lower=True)
-    except np.linalg.LinAlgError:
-        raise singular(k, noise, accuracy) from None
-    # The condition estimate costs O(n^2) and errs by a small factor. It only says when
-    # the eigenvalues, several times the cost of the factorisation, are worth having.
-    one_norm = float(np.abs(shifted).sum(axis=0).max())
-    (condition,) = scipy.linalg.get_lapack_funcs(("pocon",), (factor,))
-    inverse_condition, _ = condition(factor, one_norm, uplo="L")
-    least = rounding(k, accuracy)
-    if inverse_condition * one_norm < 10 * least and smallest(k) + noise < least:
-        raise singular(k, noise, accuracy)
-    return factor
