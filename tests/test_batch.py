@@ -80,8 +80,7 @@ def test_any_sizes_will_do(n1, n2, size):
     compare(found, angles(x1, x2))
 
 
-@pytest.mark.parametrize("x2", [None, Z])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("x2", "dtype"), [(None, np.float32), (Z, np.float64)])
 def test_the_result_is_on_the_device_with_its_precision(x2, dtype):
     x1, x2 = X.astype(dtype), None if x2 is None else x2.astype(dtype)
     found = wl.batch(angles, 3, 0)(jnp.asarray(x1), x2, ("ntk", "nngp"))
@@ -211,12 +210,14 @@ def cosine(k):
 @pytest.mark.parametrize("x2", [None, IMAGES[1:], IMAGES])
 @pytest.mark.parametrize("on_device", [True, False])
 def test_a_kernel_has_all_its_attributes(x2, on_device):
-    found = wl.batch(layer, 2, 0, on_device)(IMAGES, x2)
+    kernel_fn = layer if x2 is None else Counted(layer).kernel  # jitted, and not
+    found = wl.batch(kernel_fn, 2, 0, on_device)(IMAGES, x2)
     expected = layer(IMAGES, x2)
     compare(found, expected.replace(x1_is_x2=found.x1_is_x2))
     assert bool(found.x1_is_x2) == bool(expected.x1_is_x2)
     assert found.shape1 == (2, 5, 2, 9)
-    named = wl.batch(layer, 2, 0, on_device)(IMAGES, x2, get="all of Result")
+    batched = wl.batch(Counted(layer).kernel, 2, 0, on_device)
+    named = batched(IMAGES, x2, get="all of Result")
     assert named.shape2 == expected.shape2
     assert named.is_gaussian is True
     compare(named[:3], (expected.nngp, expected.cov1, expected.cov2))
@@ -230,10 +231,13 @@ def test_kernel_objects_cost_half_even_one_by_one():
 
 @pytest.mark.parametrize("x2", [None, IMAGES[1:]])
 def test_layers_are_batched_one_after_another(x2):
-    first, second = wl.batch(layer, 2, 0), wl.batch(cosine, 3, 0)
+    plain = Counted(layer).kernel
+    first, second = wl.batch(plain, 2, 0), wl.batch(cosine, 3, 0)
     compare(second(first(IMAGES, x2)), cosine(layer(IMAGES, x2)))
-    on_host = wl.batch(cosine, 3, 0, False)(wl.batch(layer, 2, 0, False)(IMAGES, x2))
+    on_host = wl.batch(cosine, 3, 0, False)(wl.batch(plain, 2, 0, False)(IMAGES, x2))
     compare(on_host, cosine(layer(IMAGES, x2)))
+    if x2 is not None:
+        return
     one = layer(IMAGES, x2)
     found = wl.batch(lambda ks: [cosine(k) for k in ks], 2, 0)([one, one])
     compare(found[1], cosine(one))
@@ -256,9 +260,9 @@ def test_inputs_are_trees_of_arrays():
         return {"a": angles(x1["a"], x2["a"]), "b": [angles(x1["b"][0], x2["b"][0])]}
 
     one, two = ({"a": x, "b": (2 * x[:, ::-1],)} for x in (X, Z))
-    batched = wl.batch(kernel_fn, 3, 0)
-    compare(batched(one, two), kernel_fn(one, two))
+    batched = wl.batch(Counted(kernel_fn).kernel, 3, 0)
     compare(batched(one), kernel_fn(one))
+    compare(wl.batch(kernel_fn, 3, 0)(one, two), kernel_fn(one, two))
     compare(batched(one, {"a": None, "b": (None,)}), kernel_fn(one))
 
 
@@ -272,9 +276,13 @@ def graph(x1, x2=None, *, pattern, mask_constant=None, params=(1.0, 0.0)):
 def test_pairs_are_cut_with_their_inputs_and_the_rest_is_passed():
     p, q = RNG.normal(size=X.shape), RNG.normal(size=Z.shape)
     rest = {"mask_constant": float(X[0, 0]), "params": (np.ones(()), np.ones(()))}
-    batched = wl.batch(graph, 3, 0)
-    for x2, pattern in [(Z, (p, q)), (None, (p, p)), (None, (p, None))]:
+    for kernel_fn, x2, pattern in [
+        (graph, Z, (p, q)),
+        (Counted(graph).kernel, None, (p, p)),
+        (Counted(graph).kernel, None, (p, None)),
+    ]:
         expected = graph(X, x2, pattern=pattern, **rest)
+        batched = wl.batch(kernel_fn, 3, 0)
         compare(batched(X, x2, pattern=pattern, **rest), expected)
     # With two patterns the kernel is not symmetric, whatever the inputs are.
     counted = Counted(graph)
@@ -323,7 +331,8 @@ def test_the_function_keeps_its_name_and_its_attributes():
     assert batched.__name__ == "kernel_fn"
     assert batched.__doc__ == "A kernel."
     assert batched.input_req == {"use_dropout": True}  # pyright: ignore
-    wl.batch(functools.partial(angles, get="ntk"), 2)(X)
+    bound = wl.batch(functools.partial(Counted(angles).kernel, get="ntk"), 4, 0)
+    compare(bound(X, Z), angles(X, Z, "ntk"))
 
 
 def test_inside_a_trace_the_kernel_is_the_same():
