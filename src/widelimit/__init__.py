@@ -12,6 +12,7 @@ from ._version import __version__ as __version__
 if TYPE_CHECKING:
     from ._api import Limit as Limit
     from ._api import limit as limit
+    from ._batch import batch as batch
     from ._errors import InputError as InputError
     from ._errors import InvalidProgramError as InvalidProgramError
     from ._errors import NoLimitError as NoLimitError
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 # Loaded when first used: `widelimit --help` should not wait for JAX.
 _HOME = {
     "_api": "Limit limit",
+    "_batch": "batch",
     "_programs": "LimitOfProgram Program ProgramGradients backprop parse",
     "_errors": "InputError InvalidProgramError NoLimitError ParseError "
     "ShapeMismatchError UnsupportedError WidelimitError",
