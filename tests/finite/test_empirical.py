@@ -220,6 +220,20 @@ def test_parameters_that_are_no_real_numbers_are_held_fixed():
     np.testing.assert_array_equal(nothing, np.zeros((4, 4, 3, 3)))
 
 
+def test_empty_batches_and_empty_parameters():
+    params = {"W": array(3, 2), "none": array(0, 4)}
+
+    def f(p, x):
+        return x @ p["W"] + jnp.sum(p["none"])
+
+    full = explicit(f, params, X, X)
+    for method in (0, *METHODS):
+        for axes in (None, 0):
+            ntk_fn = wl.empirical_ntk_fn(f, (), (), axes, method)
+            close(jax.jit(ntk_fn)(X, None, params), reduced(full, (), ()))
+            assert ntk_fn(X, X[:0], params).shape == (4, 0, 2, 2)
+
+
 def test_a_network_of_this_package():
     n = wl.width("n", base=8)
     declared = {"U": wl.normal((3, n)), "v": wl.normal((n, 2))}

@@ -20,7 +20,7 @@ from .._errors import InputError, ShapeMismatchError, UnsupportedError
 from .._kernel import returned, wanted
 from ._implementation import Chooser, NtkImplementation
 from ._keywords import is_absent, of_both
-from ._methods import Problem
+from ._methods import Problem, kernel
 from ._pairing import Axes, Pairing, pairing
 from ._sides import Side, Variables, side, split
 
@@ -133,12 +133,9 @@ def empirical_ntk_fn(
             if not is_absent(x2):
                 second = side(of_variables, variables, x2, two, vmap_axes)
             problems = _problems(variables, first, second, trace_axes, diagonal_axes)
-            if variables:
-                arguments = (x1, x2, variables, apply_fn_kwargs)
-                method = chooser.method(problems, arguments)
-                kernels = [method(p) for p in problems]
-            else:
-                kernels = [jnp.zeros(p.pairing.shape) for p in problems]
+            arguments = (x1, x2, variables, apply_fn_kwargs)
+            method = chooser.method(problems, arguments)
+            kernels = [kernel(p, method) for p in problems]
         return first.tree.unflatten(
             k.astype(y.dtype) for k, y in zip(kernels, first.outputs, strict=True)
         )

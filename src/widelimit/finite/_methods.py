@@ -30,7 +30,7 @@ class Problem:
     """The tangent kernel of one leaf of the output.
 
     Attributes:
-        variables: what it is differentiated by, real arrays; at least one.
+        variables: what it is differentiated by, real arrays.
         first: one batch.
         second: the other; the same object if there is none.
         pairing: of the entries of the leaf.
@@ -129,6 +129,14 @@ METHODS: tuple[Method, ...] = (
 )
 
 
+def kernel(problem: Problem, method: Method) -> jax.Array:
+    """The tangent kernel, of the shape that the pairing says."""
+    shape = problem.pairing.shape
+    if not problem.variables or 0 in shape:
+        return jnp.zeros(shape)
+    return method(problem)
+
+
 def cheapest(problems: list[Problem]) -> Method:
     """The method with the fewest operations, the first of equals.
 
@@ -149,7 +157,7 @@ def cheapest(problems: list[Problem]) -> Method:
 
 def _work(method: Method, problem: Problem) -> int:
     traced, _ = _jax.trace(
-        lambda v: method(dataclasses.replace(problem, variables=v)),
+        lambda v: kernel(dataclasses.replace(problem, variables=v), method),
         _structs(problem.variables),
         x64=_jax.x64_enabled(),
     )
