@@ -58,7 +58,6 @@ _HOME = {
     "_errors": "InputError InvalidProgramError NoLimitError ParseError "
     "ShapeMismatchError UnsupportedError WidelimitError",
     "_kernel": "Kernel",
-    "finite": "Check FiniteNetwork Training",
     "_monte_carlo": "monte_carlo_kernel_fn",
     "finite": "Check FiniteNetwork NtkImplementation Training empirical_kernel_fn "
     "empirical_nngp_fn empirical_ntk_fn empirical_ntk_vp_fn linearize taylor_expand",
