@@ -16,7 +16,7 @@ FLAT, SEQUENCE = RNG.normal(size=(3, 4)), RNG.normal(size=(3, 5, 2))
 IMAGE, NCHW = RNG.normal(size=(2, 5, 4, 2)), RNG.normal(size=(2, 2, 5, 4))
 GRAPH = RNG.integers(2, size=(3, 5, 5)).astype(float)
 EDGES = RNG.integers(-1, 5, size=(3, 6, 2))
-WIDTH, SEEDS = 256, 48
+WIDTH, SEEDS = 128, 24
 
 Dense = functools.partial(stax.Dense, WIDTH, 1.3, 0.3)
 Conv = functools.partial(stax.Conv, WIDTH, W_std=1.3, b_std=0.3)
@@ -234,7 +234,7 @@ def slow_ones(names: Any) -> list[Any]:
 def test_networks_converge_to_their_kernels(name: str) -> None:
     layers, x, kwargs = NETWORKS[name]
     init_fn, apply_fn, kernel_fn = stax.serial(*layers)
-    x = jnp.asarray(x, jnp.float32)
+    x = jnp.asarray(x, float)
     given = {k: v for k, v in kwargs.items() if k != "rng"}
     twice = {k: (v, v) if k == "pattern" else v for k, v in given.items()}
     limit = kernel_fn(x, None, ("nngp", "ntk"), **twice)

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -295,10 +296,12 @@ class Engine:
 
     def _primitive(self, side: int, line: Map, equation: Equation) -> Any:
         args = [self.tensor_or_zeros(side, a) for a in line.args]
+        # It was traced in double precision; whole numbers too may have half as many
+        # bits here.
         params = {
-            k: self.dtype
-            for k in ("new_dtype", "dtype", "preferred_element_type")
-            if _is_float(equation.params.get(k))
+            k: self.dtype if _is_float(kind) else jax.dtypes.canonicalize_dtype(kind)
+            for k in ("new_dtype", "dtype", "preferred_element_type", "index_dtype")
+            if (kind := equation.params.get(k)) is not None
         }
         kinds = {jnp.result_type(a) for a in args if _is_float(jnp.result_type(a))}
         if len(kinds) > 1:
