@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from widelimit import stax
-from widelimit.finite import empirical_kernel_fn
+from widelimit.finite import NtkImplementation, empirical_kernel_fn
 
 RNG = np.random.default_rng(0)
 FLAT, SEQUENCE = RNG.normal(size=(3, 4)), RNG.normal(size=(3, 5, 2))
@@ -242,7 +242,12 @@ def test_networks_converge_to_their_kernels(name: str) -> None:
     def run(params: Any, x: Any, rng: Any = None) -> Any:
         return stax.unmask_fn(apply_fn)(params, x, rng=rng, **given)
 
-    both = empirical_kernel_fn(run, trace_axes=(-1 if name != "channels first" else 1,))
+    both = empirical_kernel_fn(
+        run,
+        trace_axes=(-1 if name != "channels first" else 1,),
+        vmap_axes=None if kwargs else 0,
+        implementation=NtkImplementation.NTK_VECTOR_PRODUCTS,
+    )
 
     @jax.jit
     def sample(key: Any) -> Any:
