@@ -76,13 +76,6 @@ def attn_lin_identity(p: Params, x: Array) -> Array:
 
 
 @network("seq7", l1=dense(3, n), attn=attention(), out=dense(n, 1))
-def attn_lin_abs(p: Params, x: Array) -> Array:
-    h = relu(apply_dense(p["l1"], x))
-    h = relu(attend_heads(p["attn"], h, jnp.abs))
-    return apply_dense(p["out"], global_average(h))
-
-
-@network("seq7", l1=dense(3, n), attn=attention(), out=dense(n, 1))
 def attn_lin_relu(p: Params, x: Array) -> Array:
     h = relu(apply_dense(p["l1"], x))
     h = relu(attend_heads(p["attn"], h, relu))
@@ -96,12 +89,6 @@ def attn_lin_img(p: Params, x: Array) -> Array:
     return apply_dense(p["out"], flatten(h))
 
 
-@network("seq7", l1=dense(3, n), attn=attention(b=0.0), out=dense(n, 1))
-def attn_lin_nobias(p: Params, x: Array) -> Array:
-    h = attend(p["attn"], relu(apply_dense(p["l1"], x)))
-    return apply_dense(p["out"], global_average(h))
-
-
 _POSITIONS = wl.normal((7, n), std=0.7)
 
 
@@ -110,12 +97,6 @@ def attn_lin_pos_sum_val0(p: Params, x: Array) -> Array:
     h = relu(apply_dense(p["l1"], x))
     h = attend(p["attn"], h, keys_from=h + p["pos"])
     return apply_dense(p["out"], global_average(h))
-
-
-@network("seq7", l1=dense(3, n), pos=_POSITIONS, attn=attention(), out=dense(n, 1))
-def attn_lin_pos_sum_val1(p: Params, x: Array) -> Array:
-    h = relu(apply_dense(p["l1"], x)) + p["pos"]
-    return apply_dense(p["out"], global_average(attend_heads(p["attn"], h)))
 
 
 @network(

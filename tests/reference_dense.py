@@ -33,27 +33,8 @@ def sigmoid_like(x: Array) -> Array:
 
 # ---------------------------------------------------------------- activations
 ACTIVATIONS: dict[str, Activation] = {
-    "relu": relu,
-    "relu_stab": lambda x: jnp.maximum(x, 0.0),
-    "leaky": lambda x: jax.nn.leaky_relu(x, 0.2),
-    "abrelu": lambda x: -0.3 * jnp.minimum(x, 0) + 1.2 * jnp.maximum(x, 0),
-    "abs": jnp.abs,
-    "sign": jnp.sign,
-    "erf": erf,
-    "auto_erf": lambda x: 1.0 - jax.scipy.special.erfc(x),
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "sin_abc": lambda x: 1.3 * jnp.sin(0.7 * x + 0.5),
-    "cos": lambda x: 0.8 * jnp.cos(1.1 * x + 0.2),
-    "rbf": lambda x: jnp.sqrt(2) * jnp.sin(jnp.sqrt(2 * 0.6) * x + jnp.pi / 4),
-    "exp": lambda x: 0.5 * jnp.exp(0.4 * x),
-    "gaussian": lambda x: 0.9 * jnp.exp(-0.7 * x**2),
-    "gabor": lambda x: jnp.exp(-(x**2)) * jnp.sin(x),
-    "monomial0": lambda x: x**0,
-    "monomial1": lambda x: x**1,
-    "monomial2": jnp.square,
-    "monomial5": lambda x: x**5,
-    "rectmono0": lambda x: jnp.where(x >= 0, 1.0, 0.0),
-    "poly_const": lambda x: jnp.polyval(jnp.array([-2.0]), x),
 }
 
 
@@ -69,33 +50,11 @@ for _name, _phi in ACTIVATIONS.items():
     _layers = {"l1": dense(5, n), "l2": dense(n, 1)}
     add_network(f"phi1_{_name}", "flat5", functools.partial(mlp, _phi), _layers)
 
-for _name in ("abrelu", "abs", "sin_abc"):
-    _phi = ACTIVATIONS[_name]
-    _layers = {
-        "l1": dense(5, n, 0.9, 0.1),
-        "l2": dense(n, n, 0.9, 0.1),
-        "l3": dense(n, 1, 0.9, 0.1),
-    }
-    add_network(f"phi2_{_name}", "flat5", functools.partial(mlp, _phi), _layers)
-
-_HERMITE: dict[int, Activation] = {
-    1: lambda x: x,
-    4: lambda x: (x**4 - 6 * x**2 + 3) / math.sqrt(24),
-}
-for _degree, _phi in _HERMITE.items():
-    _layers = {"l1": dense(5, n, 1.0, None), "l2": dense(n, 1)}
-    add_network(f"hermite{_degree}", "unit5", functools.partial(mlp, _phi), _layers)
-
 
 # ---------------------------------------------------------------------- depth
 @network("flat5", l1=dense(5, 1))
 def linear_1(p: Params, x: Array) -> Array:
     return apply_dense(p["l1"], x)
-
-
-@network("flat5", l1=dense(5, n), l2=dense(n, n), l3=dense(n, 1))
-def linear_deep3(p: Params, x: Array) -> Array:
-    return apply_dense(p["l3"], apply_dense(p["l2"], apply_dense(p["l1"], x)))
 
 
 def _hidden(depth: int) -> dict[str, Params]:
@@ -104,7 +63,6 @@ def _hidden(depth: int) -> dict[str, Params]:
 
 for _name, _depth, _phi in (
     ("relu_mlp_d3", 3, relu),
-    ("relu_mlp_d4", 4, relu),
     ("erf_mlp_d3", 3, erf),
 ):
     _layers = {**_hidden(_depth), "out": dense(n, 1)}
@@ -223,12 +181,6 @@ def faninprod_gated3(p: Params, x: Array) -> Array:
     gate = sigmoid_like(apply_dense(p["b"], x))
     h = relu(apply_dense(p["a"], x)) * gate * apply_dense(p["c"], x)
     return apply_dense(p["out"], h)
-
-
-@network("two", a=dense(3, n), b=dense(2, n, std=0.7), out=dense(n, 1))
-def two_inputs_sum(p: Params, x: Array) -> Array:
-    h = apply_dense(p["a"], x[:, :3]) + apply_dense(p["b"], x[:, 3:])
-    return apply_dense(p["out"], relu(h))
 
 
 @network("two", a=dense(3, n), b=dense(2, 3 * n), out=dense(4 * n, 1))

@@ -36,25 +36,22 @@ class Network:
         data: the name of its input.
         f: the network, `f(params, x)`.
         params: its parameters.
-        spatial: how the peer orders the axes of an output that keeps positions: "none"
-            left, "interleaved" (H, H', W, W'), or only the "diagonal" (H, W).
     """
 
     name: str
     data: str
     f: Callable[[Params, Array], Array]
     params: Params
-    spatial: str = "none"
 
 
 NETWORKS: dict[str, Network] = {}
 
 
-def network(data: str, spatial: str = "none", **params: Any) -> Callable[..., Any]:
+def network(data: str, **params: Any) -> Callable[..., Any]:
     """Add the decorated network to `NETWORKS`."""
 
     def add(f: Callable[[Params, Array], Array]) -> Callable[[Params, Array], Array]:
-        add_network(f.__name__, data, f, params, spatial)
+        add_network(f.__name__, data, f, params)
         return f
 
     return add
@@ -65,12 +62,11 @@ def add_network(
     data: str,
     f: Callable[[Params, Array], Array],
     params: Params,
-    spatial: str = "none",
 ) -> None:
     """Add a network under a name that is not a Python identifier."""
     if name in NETWORKS:
         raise ValueError(f"two networks are called {name}")
-    NETWORKS[name] = Network(name, data, f, params, spatial)
+    NETWORKS[name] = Network(name, data, f, params)
 
 
 def dense(d_in: Any, d_out: Any, std: float = 1.5, b: float | None = 0.3) -> Params:

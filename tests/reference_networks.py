@@ -1,8 +1,4 @@
-"""The networks of Neural Tangents 0.6.5, written as ordinary JAX functions.
-
-Left out of the peer's list: its quadratures (`num_*`), a kernel that no layer has
-(`phi1_expnorm`) and attention with 1/sqrt(n) logits (`attn_sqrt_*`).
-"""
+"""Networks of Neural Tangents 0.6.5, some of each kind, as ordinary JAX functions."""
 
 import reference_attention as reference_attention
 import reference_dense as reference_dense

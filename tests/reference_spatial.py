@@ -4,12 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.nn import relu
-from reference_data import array
 from reference_layers import (
     Params,
     apply_conv,
@@ -17,14 +15,12 @@ from reference_layers import (
     average_pool,
     conv,
     dense,
-    dropout,
     flatten,
     global_average,
     layer_norm,
     n,
     network,
     sum_pool,
-    with_base,
 )
 
 import widelimit as wl
@@ -63,12 +59,6 @@ def circular(p: Params, x: Array) -> Array:
     return apply_conv(p, jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="wrap"))
 
 
-@network("img6", c1=conv((3, 3), 3, n), c2=conv((3, 3), n, n), out=dense(36 * n, 1))
-def conv_circular_flat(p: Params, x: Array) -> Array:
-    h = relu(circular(p["c2"], relu(circular(p["c1"], x))))
-    return apply_dense(p["out"], flatten(h))
-
-
 @network("img6", c1=conv((3, 3), 3, n), c2=conv((3, 3), n, n), out=dense(n, 1))
 def conv_circular_gap(p: Params, x: Array) -> Array:
     h = relu(circular(p["c2"], relu(circular(p["c1"], x))))
@@ -81,51 +71,13 @@ def conv_3d_flat(p: Params, x: Array) -> Array:
     return apply_dense(p["out"], flatten(h))
 
 
-@network("rect", "diagonal", c1=conv((3, 2), 2, n), out=wl.normal((n, 1), lr=0))
-def conv_diag_cov(p: Params, x: Array) -> Array:
-    h = relu(apply_conv(p["c1"], x, "SAME"))
-    # The peer gives the kernel of h itself: that of an untrained unit readout.
-    return h @ p["out"] / jnp.sqrt(h.shape[-1])
-
-
-@network(
-    "img6",
-    w1=wl.normal((3, 3, 3, with_base(8)[0]), std=1.4, parameterization="standard"),
-    w2=wl.normal((36 * with_base(8)[0], 1), std=1.5, parameterization="standard"),
-)
-def std_conv_flatten_nobias(p: Params, x: Array) -> Array:
-    layout = ("NHWC", "HWIO", "NHWC")
-    h = lax.conv_general_dilated(x, p["w1"], (1, 1), "SAME", dimension_numbers=layout)
-    return flatten(relu(h)) @ p["w2"]
-
-
 # -------------------------------------------------------------------- pooling
-@network("img6", c1=conv((3, 3), 3, n), c2=conv((2, 2), n, n), out=dense(10 * n, 1))
-def avgpool_same(p: Params, x: Array) -> Array:
-    h = relu(apply_conv(p["c1"], x, "SAME"))
-    h = average_pool(h, (2, 3), (2, 1), "SAME")
-    return apply_dense(p["out"], flatten(relu(apply_conv(p["c2"], h))))
-
-
-@network("img6", c1=conv((3, 3), 3, n), c2=conv((2, 2), n, n), out=dense(10 * n, 1))
-def sumpool_same(p: Params, x: Array) -> Array:
-    h = relu(apply_conv(p["c1"], x, "SAME"))
-    h = sum_pool(h, (2, 3), (2, 1), "SAME")
-    return apply_dense(p["out"], flatten(relu(apply_conv(p["c2"], h))))
-
-
 @network("img6", c1=conv((3, 3), 3, n), c2=conv((2, 2), n, n), out=dense(n, 1))
 def avgpool_same_normedges(p: Params, x: Array) -> Array:
     h = relu(apply_conv(p["c1"], x, "SAME"))
     inside = sum_pool(jnp.ones((1, *h.shape[1:-1], 1)), (2, 3), (1, 1), "SAME")
     h = sum_pool(h, (2, 3), (1, 1), "SAME") / inside
     return apply_dense(p["out"], global_average(relu(apply_conv(p["c2"], h))))
-
-
-@network("img8", c1=conv((3, 3), 2, n), out=dense(16 * n, 1))
-def avgpool_then_flatten(p: Params, x: Array) -> Array:
-    h = average_pool(relu(apply_conv(p["c1"], x, "SAME")), (2, 2), (2, 2))
-    return apply_dense(p["out"], flatten(h))
 
 
 @network("img6", c1=conv((3, 3), 3, n), out=dense(n, 1))
@@ -154,19 +106,6 @@ def layernorm_conv_c(p: Params, x: Array) -> Array:
     return apply_dense(p["out"], global_average(h))
 
 
-@network("img6", c1=conv((3, 3), 3, n), c2=conv((3, 3), n, n), out=dense(n, 1))
-def dropout_conv_gap(p: Params, x: Array) -> Array:
-    h = dropout(jax.random.key(1), 0.7, relu(apply_conv(p["c1"], x, "SAME")))
-    h = relu(apply_conv(p["c2"], h, "SAME"))
-    return apply_dense(p["out"], global_average(h))
-
-
-@network("img6", c1=conv((3, 3), 3, n), out=dense(36 * n, 1))
-def dropout_conv_flat(p: Params, x: Array) -> Array:
-    h = dropout(jax.random.key(2), 0.7, relu(apply_conv(p["c1"], x, "SAME")))
-    return apply_dense(p["out"], flatten(h))
-
-
 # ------------------------------------------- transposed and unshared convolution
 def apply_conv_transpose(p: Params, x: Array, padding: str) -> Array:
     y = lax.conv_transpose(x, p["W"], (2, 1), padding)
@@ -176,12 +115,6 @@ def apply_conv_transpose(p: Params, x: Array, padding: str) -> Array:
 @network("rect", c1=conv((2, 3), 2, n), out=dense(n, 1))
 def convtranspose_same(p: Params, x: Array) -> Array:
     h = relu(apply_conv_transpose(p["c1"], x, "SAME"))
-    return apply_dense(p["out"], global_average(h))
-
-
-@network("rect", c1=conv((2, 3), 2, n), out=dense(n, 1))
-def convtranspose_valid(p: Params, x: Array) -> Array:
-    h = relu(apply_conv_transpose(p["c1"], x, "VALID"))
     return apply_dense(p["out"], global_average(h))
 
 
@@ -223,68 +156,13 @@ def convlocal_same_gap(p: Params, x: Array) -> Array:
     return apply_dense(p["out"], global_average(h))
 
 
-@network(
-    "img6",
-    c1=local((4, 5), (3, 2), 3, n),
-    c2=local((2, 4), (2, 2), n, n),
-    out=dense(n, 1),
-)
-def convlocal_valid_gap(p: Params, x: Array) -> Array:
-    h = relu(apply_local(p["c1"], x))
-    h = relu(apply_local(p["c2"], h, (2, 1)))
-    return apply_dense(p["out"], global_average(h))
-
-
-@network("img6", c1=local((4, 4), (3, 3), 3, n), out=dense(16 * n, 1))
-def convlocal_flat(p: Params, x: Array) -> Array:
-    return apply_dense(p["out"], flatten(relu(apply_local(p["c1"], x))))
-
-
-@network("img6", c1=local((6, 6), (3, 3), 3, n), c2=conv((3, 3), n, n), out=dense(n, 1))
-def convlocal_conv_mix(p: Params, x: Array) -> Array:
-    h = relu(apply_conv(p["c2"], relu(apply_local(p["c1"], x)), "SAME"))
-    return apply_dense(p["out"], global_average(h))
-
-
 # ------------------------------------------------- resizing, graphs, indexing
-@network("img6", c1=conv((3, 3), 3, n), c2=conv((3, 3), n, n), out=dense(n, 1))
-def imageresize_linear_down_even(p: Params, x: Array) -> Array:
-    h = relu(apply_conv(p["c1"], x, "SAME"))
-    h = apply_conv(p["c2"], h, "SAME")
-    h = jax.image.resize(h, (h.shape[0], 3, 4, h.shape[-1]), "linear")
-    return apply_dense(p["out"], global_average(relu(h)))
-
-
-@network("img6", c1=conv((3, 3), 3, n), c2=conv((3, 3), n, n), out=dense(n, 1))
-def imageresize_linear_noantialias_even(p: Params, x: Array) -> Array:
-    h = relu(apply_conv(p["c1"], x, "SAME"))
-    h = apply_conv(p["c2"], h, "SAME")
-    shape = (h.shape[0], 4, 3, h.shape[-1])
-    h = jax.image.resize(h, shape, "bilinear", antialias=False)
-    return apply_dense(p["out"], global_average(relu(h)))
-
-
-@network("img6", c1=conv((3, 3), 3, n), out=dense(16 * n, 1))
-def imageresize_nearest_square_odd(p: Params, x: Array) -> Array:
-    h = apply_conv(p["c1"], x, "SAME")
-    h = jax.image.resize(h, (h.shape[0], 4, 4, h.shape[-1]), "nearest")
-    return apply_dense(p["out"], flatten(relu(h)))
-
-
 @network("graph", l1=dense(4, n), l2=dense(n, n), out=dense(n, 1))
 def aggregate_dense(p: Params, x: Array) -> Array:
     h, edges = x[..., :4], x[..., 4:]
     for name in ("l1", "l2"):
         h = jnp.einsum("nvc,nvw->nwc", relu(apply_dense(p[name], h)), edges)
     return apply_dense(p["out"], global_average(h))
-
-
-@network("rect", "interleaved", c1=conv((3, 2), 2, n), out=wl.normal((n, 1), lr=0))
-def dotgeneral_lhs(p: Params, x: Array) -> Array:
-    h = relu(apply_conv(p["c1"], x, "SAME"))
-    h = lax.dot_general(array("dot/lhs"), h, (((1,), (1,)), ((), ())))
-    # As in conv_diag_cov.
-    return jnp.moveaxis(h, 1, 0) @ p["out"] / jnp.sqrt(h.shape[-1])
 
 
 @network("img6", c1=conv((3, 3), 3, n), c2=conv((2, 2), n, n), out=dense(n, 1))
@@ -309,27 +187,6 @@ def mean_of_real(h: Array, real: Array) -> Array:
 
 
 @network("mseq", c1=conv((3,), 3, n), out=dense(n, 1))
-def mask_gap(p: Params, x: Array) -> Array:
-    real, x = masked(x)
-    h = relu(conv_masked(p["c1"], x, real))
-    return apply_dense(p["out"], mean_of_real(h, real))
-
-
-@network("mseq", c1=conv((3,), 3, n), out=dense(n, 1))
-def mask_gsp(p: Params, x: Array) -> Array:
-    real, x = masked(x)
-    h = relu(conv_masked(p["c1"], x, real))
-    return apply_dense(p["out"], h.sum(axis=1))
-
-
-@network("mseq", c1=conv((2,), 3, n), out=dense(6 * n, 1))
-def mask_flatten(p: Params, x: Array) -> Array:
-    real, x = masked(x)
-    h = jnp.where(real[:, :-1], relu(apply_conv(p["c1"], x)), 0.0)
-    return apply_dense(p["out"], flatten(h))
-
-
-@network("mseq", c1=conv((3,), 3, n), out=dense(n, 1))
 def mask_layernorm(p: Params, x: Array) -> Array:
     real, x = masked(x)
     h = conv_masked(p["c1"], x, real)
@@ -339,11 +196,3 @@ def mask_layernorm(p: Params, x: Array) -> Array:
     variance = (centred**2).sum(axis=(1, 2), keepdims=True) / size
     h = relu(centred / jnp.sqrt(variance + 1e-12))
     return apply_dense(p["out"], mean_of_real(h, real))
-
-
-@network("mseq", c1=conv((3,), 3, n), out=dense(n, 1))
-def mask_avgpool(p: Params, x: Array) -> Array:
-    real, x = masked(x)
-    h = average_pool(relu(conv_masked(p["c1"], x, real)), (2,), (2,))
-    real = real[:, 0:6:2]
-    return apply_dense(p["out"], mean_of_real(jnp.where(real, h, 0.0), real))

@@ -12,6 +12,7 @@ from ._version import __version__ as __version__
 if TYPE_CHECKING:
     from ._api import Limit as Limit
     from ._api import limit as limit
+    from ._batch import batch as batch
     from ._errors import InputError as InputError
     from ._errors import InvalidProgramError as InvalidProgramError
     from ._errors import NoLimitError as NoLimitError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ._errors import UnsupportedError as UnsupportedError
     from ._errors import WidelimitError as WidelimitError
     from ._kernel import Kernel as Kernel
+    from ._monte_carlo import monte_carlo_kernel_fn as monte_carlo_kernel_fn
     from ._programs import LimitOfProgram as LimitOfProgram
     from ._programs import Program as Program
     from ._programs import ProgramGradients as ProgramGradients
@@ -27,7 +29,14 @@ if TYPE_CHECKING:
     from ._programs import parse as parse
     from .finite import Check as Check
     from .finite import FiniteNetwork as FiniteNetwork
+    from .finite import NtkImplementation as NtkImplementation
     from .finite import Training as Training
+    from .finite import empirical_kernel_fn as empirical_kernel_fn
+    from .finite import empirical_nngp_fn as empirical_nngp_fn
+    from .finite import empirical_ntk_fn as empirical_ntk_fn
+    from .finite import empirical_ntk_vp_fn as empirical_ntk_vp_fn
+    from .finite import linearize as linearize
+    from .finite import taylor_expand as taylor_expand
     from .gaussian import Estimate as Estimate
     from .gaussian import estimate as estimate
     from .phase import PhaseDiagram as PhaseDiagram
@@ -46,11 +55,14 @@ if TYPE_CHECKING:
 # Loaded when first used: `widelimit --help` should not wait for JAX.
 _HOME = {
     "_api": "Limit limit",
+    "_batch": "batch",
     "_programs": "LimitOfProgram Program ProgramGradients backprop parse",
     "_errors": "InputError InvalidProgramError NoLimitError ParseError "
     "ShapeMismatchError UnsupportedError WidelimitError",
     "_kernel": "Kernel",
-    "finite": "Check FiniteNetwork Training",
+    "_monte_carlo": "monte_carlo_kernel_fn",
+    "finite": "Check FiniteNetwork NtkImplementation Training empirical_kernel_fn "
+    "empirical_nngp_fn empirical_ntk_fn empirical_ntk_vp_fn linearize taylor_expand",
     "gaussian": "Estimate estimate",
     "phase": "PhaseDiagram phase_diagram",
     "predict": "Posterior TrainedEnsemble gp_posterior max_learning_rate "

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import widelimit as wl
+from widelimit._progress import progress
 from widelimit.cli import main
-from widelimit.cli._progress import progress
 
 MODEL = """\
 import jax.numpy as jnp

@@ -248,7 +248,7 @@ def predicted(f: Any, params: Params, steps: int) -> tuple[np.ndarray, np.ndarra
 
 @pytest.mark.parametrize(
     ("kind", "steps"),
-    [pytest.param("two_widths", 1, marks=pytest.mark.slow), ("with_gain", 1)],
+    [("with_gain", 1)],
 )
 def test_gradient_descent_is_that_of_the_tangent_kernel(kind: str, steps: int) -> None:
     check_descent(*NETWORKS[kind], steps)
@@ -260,7 +260,6 @@ def test_gradient_descent_is_that_of_the_tangent_kernel(kind: str, steps: int) -
     [
         (dense, SQUARE, 2),
         (tied, SQUARE, 1),
-        (normalised, SQUARE, 1),
         (convolutional, FILTERS, 1),
         (positional, POSITIONAL, 1),
     ],

@@ -85,7 +85,7 @@ def test_changes_of_random_programs(
 @pytest.mark.parametrize("families", [False, True])
 def test_changes_of_many_random_programs(families: bool) -> None:
     @given(random_programs(True, families))
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
     def run(p: ProgramBuilder) -> None:
         check(p.tensor_program)
 

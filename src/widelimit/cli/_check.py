@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from .._progress import progress
 from ._failure import CommandError
 from ._files import writable
 from ._network import load
-from ._progress import progress
 
 
 def check(

@@ -7,8 +7,8 @@ import numpy as np
 
 import widelimit as wl
 
+from .._progress import progress
 from ..examples import digits
-from ._progress import progress
 
 NETWORKS = (
     ("mlp", digits.mlp, digits.params_mlp),

@@ -6,9 +6,9 @@ import numpy as np
 
 from .._errors import InputError
 from .._jax import enable_x64
+from .._progress import progress
 from ._files import read, writable, write
 from ._network import load
-from ._progress import progress
 
 
 def kernel(target: str, x1: str, x2: str | None, output: Path, dtype: str) -> int:

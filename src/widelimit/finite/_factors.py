@@ -263,7 +263,7 @@ def _factor(factors: Factors, side: int, read: Callable[[_jax.Atom], Any]) -> An
         value = jnp.transpose(
             read(t.operands[side]), (*t.contracted[side], *t.free(side))
         )
-        value = value.reshape(t.steps, -1)
+        value = value.reshape(t.steps, math.prod(t.free_shape(side)))
         for number, divides in t.scales if side == 0 else ():
             scale = read(number)
             value = value / scale if divides else value * scale

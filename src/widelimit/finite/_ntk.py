@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from .. import _jax
 from .._errors import ShapeMismatchError
+from ._contraction import contract
 from ._cost import cost
 from ._factors import Backward
 from ._moments import Layout, flat, output_layout
@@ -283,31 +284,9 @@ def _contract(
 ) -> dict[str, Any]:
     parts = {}
     for name, a in j1.items():
-        b = j2[name]
-        if len(a) == 1:
-            part = jnp.einsum("uraz,vsaz->urvs", a[0], b[0])
-        else:
-            part = _contract_factors(a, b)
+        part = contract(a, j2[name])
         parts[name] = rates[name] * part.reshape(part.shape[0] * part.shape[1], -1)
     return parts if by_param else {"": functools.reduce(jnp.add, parts.values())}
-
-
-def _contract_factors(a: tuple[Any, Any], b: tuple[Any, Any]) -> jax.Array:
-    """The sum over columns and steps of (u_s . u'_t) (v_s . v'_t).
-
-    A factor that is one for all columns may be multiplied after their sum.
-    """
-    grams = [
-        jnp.einsum("urasz,vqatz->urvqst", p, q)
-        if 1 in (p.shape[2], q.shape[2])
-        else jnp.einsum("urasz,vqatz->aurvqst", p, q)
-        for p, q in zip(a, b, strict=True)
-    ]
-    if grams[0].ndim == grams[1].ndim == 7:
-        grams = [jnp.einsum("aurvqst,aurvqst->urvq", *grams)]
-        return grams[0]
-    grams = [g if g.ndim == 6 else jnp.sum(g, axis=0) for g in grams]
-    return jnp.sum(grams[0] * grams[1], axis=(-1, -2))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ._contraction import pays
 from ._cost import Cost
 from ._factors import Factors
 from ._moments import Layout
@@ -88,14 +89,11 @@ def worth_factoring(
     first: Side, second: Side, sizes: Mapping[str, int]
 ) -> frozenset[str]:
     """The variables whose gradients cost less to contract as factors."""
-    found = set()
-    for name, size in sizes.items():
-        a, b = first.factors.get(name), second.factors.get(name)
-        if a is None or b is None or a.layout != b.layout:
-            continue
-        if a.steps * b.steps * (a.left + a.right) < size:
-            found.add(name)
-    return frozenset(found)
+    return frozenset(
+        name
+        for name, size in sizes.items()
+        if pays(first.factors.get(name), second.factors.get(name), size)
+    )
 
 
 def contraction(

@@ -30,7 +30,6 @@ from ._convolutions import ConvLocal as ConvLocal
 from ._convolutions import ConvTranspose as ConvTranspose
 from ._custom import Bool as Bool
 from ._custom import Diagonal as Diagonal
-from ._custom import layer as layer
 from ._custom import requires as requires
 from ._custom import supports_masking as supports_masking
 from ._dense import Dense as Dense
@@ -71,6 +70,7 @@ from ._graph import Aggregate as Aggregate
 from ._graph import AggregateImplementation as AggregateImplementation
 from ._graph import ImageResize as ImageResize
 from ._layer import Layer as Layer
+from ._layer import layer as layer
 from ._masks import MaskedArray as MaskedArray
 from ._masks import unmask_fn as unmask_fn
 from ._normalisation import BatchNorm as BatchNorm

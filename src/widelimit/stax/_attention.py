@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import InputError
-from ._layer import Layer, Leaf, layer_of
-from ._masks import zeroed
+from ._layer import Layer, Leaf, layer, layer_of
+from ._masks import every, zeroed
 from ._signal import Signal, Widths, known
 from ._weights import Weight
 
@@ -55,6 +55,7 @@ class PositionalEmbedding(enum.Enum):
     CONCAT = "CONCAT"
 
 
+@layer
 def GlobalSelfAttention(
     n_chan_out: int,
     n_chan_key: int,
@@ -134,7 +135,7 @@ def GlobalSelfAttention(
         )
 
     def mask(mask: Any, shape: Any) -> Any:
-        return jnp.all(mask, channel_axis, keepdims=True)
+        return every(mask, channel_axis)
 
     return layer_of(Leaf(it.run, it.declared, mask, it.axes))
 
@@ -194,7 +195,7 @@ class _Attention:
         count, *positions, channels = x.shape
         hidden = None
         if mask is not None:
-            hidden = jnp.all(mask, self.axes[1], keepdims=True)
+            hidden = every(mask, self.axes[1])
             hidden = jnp.moveaxis(hidden, ends, (0, -1))
             hidden = jnp.broadcast_to(hidden, (count, *positions, 1))
             hidden = hidden.reshape(count, -1)

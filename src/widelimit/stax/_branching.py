@@ -8,12 +8,13 @@ from typing import Any
 import jax.numpy as jnp
 
 from .._errors import ShapeMismatchError
-from ._layer import Layer, Leaf, layer_of
+from ._layer import Layer, Leaf, layer, layer_of
 from ._masks import all_masked, concatenated
 from ._signal import Signal, Widths
 from ._spec import Scope, Spec
 
 
+@layer
 def FanOut(num: int) -> Layer:
     """So many copies of the input, for the branches of `parallel`.
 
@@ -25,16 +26,19 @@ def FanOut(num: int) -> Layer:
     return layer_of(_FanOut(num))
 
 
+@layer
 def FanInSum() -> Layer:
     """The sum of several inputs of one shape."""
     return layer_of(Leaf(_reduced(operator.add), _like_first(keeps=True), _all))
 
 
+@layer
 def FanInProd() -> Layer:
     """The product of several inputs of one shape, entry by entry."""
     return layer_of(Leaf(_reduced(operator.mul), _like_first(keeps=False), _all))
 
 
+@layer
 def FanInConcat(axis: int = -1) -> Layer:
     """Several inputs side by side.
 

@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from .._errors import InputError, ShapeMismatchError
-from ._layer import Layer, layer_of, spec_of
+from ._layer import Layer, layer, layer_of, spec_of
 from ._signal import Signals, Widths, shapes
 from ._spec import Axes, Scope, Spec
 from ._weights import Weight, is_weight
 
 
+@layer
 def serial(*layers: Layer) -> Layer:
     """Layers one after another.
 
@@ -24,6 +26,7 @@ def serial(*layers: Layer) -> Layer:
     return layer_of(_Serial(tuple(map(spec_of, layers))))
 
 
+@layer
 def parallel(*layers: Layer) -> Layer:
     """Layers side by side, each on an input of its own.
 
@@ -37,6 +40,7 @@ def parallel(*layers: Layer) -> Layer:
     return layer_of(_Parallel(tuple(map(spec_of, layers))))
 
 
+@layer
 def repeat(layer: Layer, n: int) -> Layer:
     """One layer `n` times after itself, each time with new weights, in a loop.
 
@@ -58,6 +62,7 @@ def repeat(layer: Layer, n: int) -> Layer:
     return layer_of(_Repeat(spec_of(layer), int(n)))
 
 
+@layer
 def shared(layer: Layer) -> Layer:
     """One layer that may stand in several places, with the same weights in all.
 
@@ -89,6 +94,14 @@ class _Serial(Spec):
             weights.append(mine)
         return signal, weights
 
+    def draw(self, weights: Any, key: Any) -> Any:
+        return [
+            spec.draw(mine, one)
+            for spec, mine, one in zip(
+                self.specs, weights, _in_turn(key, len(self.specs)), strict=True
+            )
+        ]
+
     def forward(self, weights: Any, x: Any, scope: Scope, **kwargs: Any) -> Any:
         for spec, mine, given in _each(self.specs, weights, kwargs):
             x = spec.forward(mine, x, scope, **given)
@@ -110,6 +123,11 @@ class _Parallel(Spec):
             for spec, one in zip(self.specs, signal, strict=True)
         ]
         return type(signal)(s for s, _ in found), [w for _, w in found]
+
+    def draw(self, weights: Any, key: Any) -> Any:
+        keys = jax.random.split(key, len(self.specs))
+        each = zip(self.specs, weights, keys, strict=True)
+        return [spec.draw(mine, one) for spec, mine, one in each]
 
     def forward(self, weights: Any, x: Any, scope: Scope, **kwargs: Any) -> Any:
         self._check(x)
@@ -134,16 +152,17 @@ class _Repeat(Spec):
     def declare(
         self, signal: Signals, widths: Widths, scope: Scope
     ) -> tuple[Signals, Any]:
+        if widths.is_infinite:
+            # The first may read finitely many channels, the others do not.
+            return self._unrolled(signal, widths, scope)
         after, weights = self.spec.declare(signal, widths, scope)
-        if str(shapes(after)) != str(shapes(signal)):
+        if shapes(after) != shapes(signal):
             raise ShapeMismatchError(
                 "A repeated layer should keep the shape of its input; "
                 f"{shapes(signal)} becomes {shapes(after)}. Use `serial(*[layer] * n)`."
             )
         if not self.count:
             return signal, ()
-        if widths.is_infinite:
-            return after, [weights] * self.count
 
         def stacked(w: Any) -> Any:
             if not isinstance(w, Weight):
@@ -151,6 +170,22 @@ class _Repeat(Spec):
             return w.stacked(self.count)
 
         return after, jax.tree.map(stacked, weights, is_leaf=is_weight)
+
+    def _unrolled(
+        self, signal: Signals, widths: Widths, scope: Scope
+    ) -> tuple[Signals, Any]:
+        weights = []
+        for _ in range(self.count):
+            signal, mine = self.spec.declare(signal, widths, scope)
+            weights.append(mine)
+        return signal, weights
+
+    def draw(self, weights: Any, key: Any) -> Any:
+        if not self.count:
+            return ()
+        keys = jnp.stack(_in_turn(key, self.count))
+        one = jax.tree.map(lambda w: w.unstacked(), weights, is_leaf=is_weight)
+        return jax.vmap(lambda k: self.spec.draw(one, k))(keys)
 
     def forward(self, weights: Any, x: Any, scope: Scope, **kwargs: Any) -> Any:
         if not self.count:
@@ -173,6 +208,9 @@ class _Shared(Spec):
     def __init__(self, spec: Spec) -> None:
         self.spec, self.axes = spec, spec.axes
 
+    def draw(self, weights: Any, key: Any) -> Any:
+        return self.spec.draw(weights, key) if jax.tree.leaves(weights) else weights
+
     def declare(
         self, signal: Signals, widths: Widths, scope: Scope
     ) -> tuple[Signals, Any]:
@@ -188,6 +226,15 @@ class _Shared(Spec):
     def forward(self, weights: Any, x: Any, scope: Scope, **kwargs: Any) -> Any:
         first = scope.shared.setdefault(self, weights)
         return self.spec.forward(first, x, scope, **kwargs)
+
+
+def _in_turn(key: Any, count: int) -> list[Any]:
+    """Keys for layers one after another, as in `jax.example_libraries.stax`."""
+    keys = []
+    for _ in range(count):
+        key, one = jax.random.split(key)
+        keys.append(one)
+    return keys
 
 
 def _each(specs: Sequence[Spec], weights: Any, kwargs: dict[str, Any]) -> Any:

@@ -8,7 +8,8 @@ import numpy as np
 from jax import lax
 
 from .._errors import InputError
-from ._layer import Layer, Leaf, layer_of
+from ._layer import Layer, Leaf, layer, layer_of
+from ._masks import every
 from ._padding import (
     Padding,
     folded,
@@ -24,6 +25,7 @@ from ._weights import Weight, parameterization_of
 _LETTERS = "HWDABEFGJK"
 
 
+@layer
 def Conv(
     out_chan: int,
     filter_shape: Sequence[int],
@@ -75,6 +77,7 @@ def Conv(
     return layer_of(Leaf(run, declared, form.mask, form.axes))
 
 
+@layer
 def ConvTranspose(
     out_chan: int,
     filter_shape: Sequence[int],
@@ -132,7 +135,7 @@ def ConvTranspose(
         return folded(y, form.axes_out, sizes, start)
 
     def mask(mask: Any, shape: Any) -> Any:
-        mask = jnp.all(mask, form.channel_in, keepdims=True)
+        mask = every(mask, form.channel_in)
         ones = jnp.ones([1 if c in "IO" else form.filter[c] for c in form.rhs])
         # What a masked position reaches is masked.
         padding = "VALID" if form.padding == Padding.VALID else "SAME"
@@ -145,6 +148,7 @@ def ConvTranspose(
     return layer_of(Leaf(run, declared, mask, form.axes))
 
 
+@layer
 def ConvLocal(
     out_chan: int,
     filter_shape: Sequence[int],
@@ -306,7 +310,7 @@ class _Form:
 
     def mask(self, mask: Any, shape: Any) -> Any:
         """Of the output: that at the centre of every window."""
-        mask = jnp.all(mask, self.channel_in, keepdims=True)
+        mask = every(mask, self.channel_in)
         mask = strided(mask, self.axes_in, self.window, self.strides, self.padding)
         moved = (self.batch_in, *self.axes_in, self.channel_in)
         return jnp.moveaxis(mask, moved, (self.batch, *self.axes_out, self.channel))

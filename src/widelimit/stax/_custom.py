@@ -1,56 +1,10 @@
-"""Layers of a user's own functions."""
+"""What may stand around a user's own layers: see `layer`."""
 
 import dataclasses
 import enum
 import functools
 from collections.abc import Callable
 from typing import Any
-
-from .._errors import InputError
-from ._kernel_fn import KernelFn
-from ._layer import Foreign, Layer, layer_of
-
-
-def layer(layer_fn: Callable[..., Any]) -> Callable[..., Layer]:
-    """Make layers of a function that returns `init_fn` and `apply_fn`.
-
-    The kernel is compiled from `apply_fn`, which is ordinary JAX; a third function, the
-    kernel's in Neural Tangents, is accepted and not used. Layers with parameters of
-    their own have finite networks only: write those whose kernel is wanted as a
-    function for `widelimit.limit`.
-
-    Args:
-        layer_fn: returns (init_fn, apply_fn), (init_fn, apply_fn, kernel_fn), or a
-            layer.
-
-    Example:
-        ```python
-        @stax.layer
-        def Cube():
-            def init_fn(rng, input_shape):
-                return input_shape, ()
-
-            def apply_fn(params, inputs, **kwargs):
-                return inputs**3
-
-            return init_fn, apply_fn
-        ```
-    """
-
-    @functools.wraps(layer_fn)
-    def made(*args: Any, **kwargs: Any) -> Layer:
-        functions = layer_fn(*args, **kwargs)
-        if len(functions) > 2 and isinstance(functions[2], KernelFn):
-            return Layer(*functions[:3])
-        if len(functions) < 2 or not all(callable(f) for f in functions[:2]):
-            raise InputError(
-                f"`{layer_fn.__name__}` should return (init_fn, apply_fn), got "
-                f"{functions!r}."
-            )
-        mask_fn = functions[3] if len(functions) > 3 else None
-        return layer_of(Foreign(functions[0], functions[1], mask_fn))
-
-    return made
 
 
 def supports_masking(
@@ -97,15 +51,42 @@ class Bool(enum.IntEnum):
     MAYBE = 1
     YES = 2
 
+    def __and__(self, other: int) -> "Bool":
+        return Bool(min(int(self), int(other)))
+
+    __rand__ = __and__
+
 
 @dataclasses.dataclass(frozen=True)
 class Diagonal:
     """Whether equal positions suffice, for the arguments of `requires`.
 
+    `a >> b` is of layer a and then layer b, `a & b` of both side by side.
+
     Attributes:
         input: of the inputs of a layer.
-        output: of its outputs.
+        output: of what comes after it, up to the output of the network.
     """
 
     input: Bool = Bool.YES
     output: Bool = Bool.NO
+
+    def __rshift__(self, other: "Diagonal") -> "Diagonal":
+        if self.output == Bool.YES:
+            return self
+        if self.output > Bool.NO and other.input > Bool.NO:
+            return Diagonal(self.input, other.output)
+        if self.output == Bool.NO and other.input < Bool.YES:
+            return Diagonal(Bool.NO, other.output)
+        return Diagonal(min(self.input, other.input), other.output)
+
+    def __lshift__(self, other: "Diagonal") -> "Diagonal":
+        return other >> self
+
+    def __and__(self, other: "Diagonal") -> "Diagonal":
+        return Diagonal(min(self.input, other.input), min(self.output, other.output))
+
+    __rand__ = __and__
+
+    def __bool__(self) -> bool:
+        return self.input == Bool.YES and self.output > Bool.NO

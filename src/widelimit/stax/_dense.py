@@ -8,11 +8,13 @@ from jax import lax
 
 from .._errors import InputError, ShapeMismatchError, UnsupportedError
 from ..trace import Width, WidthForm
-from ._layer import Layer, Leaf, layer_of
+from ._layer import Layer, Leaf, layer, layer_of
+from ._masks import every
 from ._signal import Signal, Widths, known, product
 from ._weights import Weight, parameterization_of
 
 
+@layer
 def Dense(
     out_dim: int,
     W_std: Any = 1.0,
@@ -62,11 +64,12 @@ def Dense(
         return y if b is None else y + b
 
     def mask(mask: Any, shape: Any) -> Any:
-        return jnp.all(mask, channel_axis, keepdims=True)
+        return every(mask, channel_axis)
 
     return layer_of(Leaf(run, declared, mask, (batch_axis, channel_axis)))
 
 
+@layer
 def Identity() -> Layer:
     """The layer that does nothing."""
 
@@ -76,6 +79,7 @@ def Identity() -> Layer:
     return layer_of(Leaf(lambda weights, x, **kwargs: x, declared))
 
 
+@layer
 def Flatten(batch_axis: int = 0, batch_axis_out: int = 0) -> Layer:
     """All axes but that of the inputs made one, of channels.
 
@@ -117,6 +121,7 @@ def _batch_only(batch_axis: int) -> tuple[int, int] | None:
     return None if batch_axis == 0 else (batch_axis, 0 if batch_axis == -1 else -1)
 
 
+@layer
 def DotGeneral(
     *,
     lhs: Any = None,
@@ -196,6 +201,7 @@ def DotGeneral(
     return layer_of(Leaf(run, declared, mask, (batch_axis, channel_axis)))
 
 
+@layer
 def Index(idx: Any, batch_axis: int = 0, channel_axis: int = -1) -> Layer:
     """Some of the positions, or of the inputs, as `x[idx]`.
 
@@ -287,6 +293,7 @@ class _Slice:
 Slice = _Slice()
 
 
+@layer
 def Embedding(vocab_size: int, out_dim: int, std: Any = 1.0) -> Layer:
     """A vector of Gaussian channels for every label.
 

@@ -14,7 +14,7 @@ from .._errors import InputError, UnsupportedError
 from .._jax import is_concrete
 from ..gaussian import define_dual, quadrature_dual
 from ..trace import given
-from ._layer import Layer, Leaf, layer_of
+from ._layer import Layer, Leaf, layer, layer_of
 from ._signal import Signal, Widths
 from ._weights import Hyperparameter
 
@@ -36,22 +36,26 @@ def _elementwise(fn: Callable[..., Any], *numbers: Any) -> Layer:
     return layer_of(Leaf(run, declared))
 
 
+@layer
 def Erf(a: Any = 1.0, b: Any = 1.0, c: Any = 0.0) -> Layer:
     """A erf(b x) + c."""
     return _elementwise(lambda x, a, b, c: a * erf(b * x) + c, a, b, c)
 
 
+@layer
 def Sigmoid_like() -> Layer:
     """(1 + erf(x / 2.402)) / 2, close to the logistic function; see `Sigmoid`."""
     # Of all scales the one with the smallest mean squared difference on [-5, 5].
     return Erf(a=0.5, b=1 / 2.4020563531719796, c=0.5)
 
 
+@layer
 def Gabor() -> Layer:
     """exp(-x^2) sin(x)."""
     return _elementwise(lambda x: jnp.exp(-(x**2)) * jnp.sin(x))
 
 
+@layer
 def Gelu(approximate: bool = False) -> Layer:
     """`jax.nn.gelu`.
 
@@ -64,16 +68,19 @@ def Gelu(approximate: bool = False) -> Layer:
     return _elementwise(functools.partial(jax.nn.gelu, approximate=approximate))
 
 
+@layer
 def Sin(a: Any = 1.0, b: Any = 1.0, c: Any = 0.0) -> Layer:
     """A sin(b x + c)."""
     return _elementwise(lambda x, a, b, c: a * jnp.sin(b * x + c), a, b, c)
 
 
+@layer
 def Cos(a: Any = 1.0, b: Any = 1.0, c: Any = 0.0) -> Layer:
     """A cos(b x + c)."""
     return _elementwise(lambda x, a, b, c: a * jnp.cos(b * x + c), a, b, c)
 
 
+@layer
 def Rbf(gamma: Any = 1.0) -> Layer:
     """sqrt(2) sin(sqrt(2 gamma) x + pi/4).
 
@@ -90,6 +97,7 @@ def Rbf(gamma: Any = 1.0) -> Layer:
     return _elementwise(fn, gamma)
 
 
+@layer
 def ABRelu(a: Any, b: Any, do_stabilize: bool = False) -> Layer:
     """A min(x, 0) + b max(x, 0).
 
@@ -105,36 +113,43 @@ def ABRelu(a: Any, b: Any, do_stabilize: bool = False) -> Layer:
     return _elementwise(fn, a, b)
 
 
+@layer
 def Relu(do_stabilize: bool = False) -> Layer:
     """max(x, 0)."""
     return _elementwise(lambda x: jnp.maximum(x, 0))
 
 
+@layer
 def LeakyRelu(alpha: Any, do_stabilize: bool = False) -> Layer:
     """max(x, 0) + alpha min(x, 0)."""
     return ABRelu(alpha, 1, do_stabilize)
 
 
+@layer
 def Abs(do_stabilize: bool = False) -> Layer:
     """|x|."""
     return _elementwise(jnp.abs)
 
 
+@layer
 def Sign() -> Layer:
     """The sign of x; its derivative is 0, so its tangent kernel is that behind it."""
     return _elementwise(jnp.sign)
 
 
+@layer
 def Exp(a: Any = 1, b: Any = 1) -> Layer:
     """A exp(b x)."""
     return _elementwise(lambda x, a, b: a * jnp.exp(b * x), a, b)
 
 
+@layer
 def Gaussian(a: Any = 1, b: Any = -1) -> Layer:
     """A exp(b x^2)."""
     return _elementwise(lambda x, a, b: a * jnp.exp(b * x**2), a, b)
 
 
+@layer
 def Hermite(degree: int) -> Layer:
     """The Hermite polynomial of a degree, of norm 1 under the standard Gaussian.
 
@@ -147,6 +162,7 @@ def Hermite(degree: int) -> Layer:
     return Polynomial([float(c) / norm for c in series.coef])
 
 
+@layer
 def Monomial(degree: int) -> Layer:
     """x^degree.
 
@@ -157,6 +173,7 @@ def Monomial(degree: int) -> Layer:
     return _elementwise(lambda x: x**degree)
 
 
+@layer
 def RectifiedMonomial(degree: int) -> Layer:
     """x^degree for x >= 0, and 0 below.
 
@@ -167,6 +184,7 @@ def RectifiedMonomial(degree: int) -> Layer:
     return _elementwise(lambda x: jnp.where(x >= 0, x**degree, 0.0))
 
 
+@layer
 def Polynomial(coef: Sequence[float]) -> Layer:
     """coef[0] + coef[1] x + coef[2] x^2 + ...
 
@@ -185,6 +203,7 @@ def Polynomial(coef: Sequence[float]) -> Layer:
     return _elementwise(fn)
 
 
+@layer
 def Elementwise(
     fn: Callable[[Any], Any] | None = None,
     nngp_fn: Callable[[Any, Any, Any], Any] | None = None,
@@ -211,6 +230,7 @@ def Elementwise(
     return _with_dual(fn, define_dual(fn or _identity, nngp_fn, d_nngp_fn))
 
 
+@layer
 def ElementwiseNumerical(
     fn: Callable[[Any], Any], deg: int, df: Callable[[Any], Any] | None = None
 ) -> Layer:
@@ -236,6 +256,7 @@ def ElementwiseNumerical(
     return _with_dual(fn, quadrature_dual(fn, int(deg), df), is_symmetric=False)
 
 
+@layer
 def ExpNormalized(gamma: Any = 1, shift: Any = -1, do_clip: bool = False) -> Layer:
     """The normalised Gaussian kernel: r exp(gamma (K / r + shift)), r = sqrt(K11 K22).
 
@@ -295,31 +316,37 @@ def _with_dual(
     return layer_of(Leaf(run, declared))
 
 
+@layer
 def Tanh() -> Layer:
     """tanh(x)."""
     return _elementwise(jnp.tanh)
 
 
+@layer
 def Sigmoid() -> Layer:
     """1 / (1 + exp(-x))."""
     return _elementwise(jax.nn.sigmoid)
 
 
+@layer
 def Softplus() -> Layer:
     """log(1 + exp(x))."""
     return _elementwise(jax.nn.softplus)
 
 
+@layer
 def Elu(alpha: Any = 1.0) -> Layer:
     """X above 0, alpha (exp(x) - 1) below."""
     return _elementwise(jax.nn.elu, alpha)
 
 
+@layer
 def Selu() -> Layer:
     """`jax.nn.selu`."""
     return _elementwise(jax.nn.selu)
 
 
+@layer
 def Silu() -> Layer:
     """X / (1 + exp(-x)), also called swish."""
     return _elementwise(jax.nn.silu)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._errors import InputError, ShapeMismatchError
-from ._layer import Layer, Leaf, layer_of
+from ._layer import Layer, Leaf, layer, layer_of
 from ._signal import Signal, Widths
 
 
@@ -25,6 +25,7 @@ class AggregateImplementation(enum.Enum):
     SPARSE = "SPARSE"
 
 
+@layer
 def Aggregate(
     aggregate_axis: int | Sequence[int] | None = None,
     batch_axis: int = 0,
@@ -127,6 +128,7 @@ def _adjacency(pattern: Any, sizes: tuple[int, ...]) -> Any:
     )
 
 
+@layer
 def ImageResize(
     shape: Sequence[int],
     method: Any,

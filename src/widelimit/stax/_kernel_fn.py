@@ -29,6 +29,7 @@ class Origin:
         x1: the first batch.
         x2: the second, or None.
         pattern: the graphs of both.
+        mask_constant: see `KernelFn`.
         options: the other arguments of the kernel function.
     """
 
@@ -36,11 +37,14 @@ class Origin:
     x1: Any
     x2: Any
     pattern: Any
+    mask_constant: Any
     options: tuple[tuple[str, Any], ...]
 
 
 jax.tree_util.register_dataclass(
-    Origin, data_fields=["x1", "x2", "pattern"], meta_fields=["spec", "options"]
+    Origin,
+    data_fields=["x1", "x2", "pattern", "mask_constant"],
+    meta_fields=["spec", "options"],
 )
 
 
@@ -103,7 +107,6 @@ class KernelFn:
         names = wanted(get)
         kwargs.pop("rng", None)
         options = dict(
-            mask_constant=mask_constant,
             diagonal_batch=diagonal_batch,
             diagonal_spatial=diagonal_spatial,
             batch_axis=batch_axis,
@@ -112,14 +115,15 @@ class KernelFn:
         )
         options = {k: v for k, v in options.items() if v is not None}
         if _all(Kernel, x1):
-            return self._on(x1, x2, get, pattern, options)
+            return self._on(x1, x2, get, pattern, mask_constant, options)
         if x2 is not None and all(a is None for a in jax.tree.leaves(x2, is_leaf=_no)):
             x2 = None
         pattern = (None, None) if pattern is None else tuple(pattern)
         network = self._network(x1, pattern[0] is not None, options)
-        one = network.data(x1, pattern[0])
-        two = None if x2 is None else network.data(x2, pattern[1])
-        origin = Origin(self.spec, x1, x2, pattern, tuple(sorted(options.items())))
+        one = network.data(x1, pattern[0], mask_constant)
+        two = None if x2 is None else network.data(x2, pattern[1], mask_constant)
+        known = tuple(sorted(options.items()))
+        origin = Origin(self.spec, x1, x2, pattern, mask_constant, known)
 
         def result(output: _Output, masks: Any) -> Any:
             values = output.values(one, two, names, masks)
@@ -130,7 +134,13 @@ class KernelFn:
         return network.each(one, two, result)
 
     def _on(
-        self, kernel: Any, x2: Any, get: Any, pattern: Any, options: dict[str, Any]
+        self,
+        kernel: Any,
+        x2: Any,
+        get: Any,
+        pattern: Any,
+        mask_constant: Any,
+        options: dict[str, Any],
     ) -> Any:
         """The layers applied to the kernel of others."""
         origin = jax.tree.leaves(kernel, is_leaf=lambda k: isinstance(k, Kernel))[0]
@@ -147,7 +157,10 @@ class KernelFn:
             origin.x1,
             origin.x2,
             get,
-            pattern=None if pattern == (None, None) else pattern,
+            pattern=pattern,
+            mask_constant=(
+                origin.mask_constant if mask_constant is None else mask_constant
+            ),
             **{**dict(origin.options), **options},
         )
 
@@ -196,7 +209,6 @@ class _Network:
     ) -> None:
         self.spec, self.patterned = spec, patterned
         options = dict(options)
-        self.mask_constant = options.pop("mask_constant", None)
         self.diagonal_batch = options.pop("diagonal_batch", True)
         self.diagonal_spatial = options.pop("diagonal_spatial", None)
         default = options.pop("batch_axis", None), options.pop("channel_axis", None)
@@ -205,7 +217,7 @@ class _Network:
         self.axes = _axes(spec.axes, leaves, default)
         self._outputs: dict[Any, _Output] = {}
 
-    def data(self, x: Any, pattern: Any) -> dict[str, Any]:
+    def data(self, x: Any, pattern: Any, mask_constant: Any) -> dict[str, Any]:
         """Inputs as the compiler takes them: arrays with the inputs along axis 0."""
         leaves, tree = jax.tree.flatten(x)
         if tree != self.tree:
@@ -218,8 +230,8 @@ class _Network:
             for a, (b, _) in zip(leaves, self.axes, strict=True)
         ]
         found: dict[str, Any] = {"inputs": arrays}
-        if self.mask_constant is not None:
-            masks = [is_constant(a, self.mask_constant) for a in arrays]
+        if mask_constant is not None:
+            masks = [is_constant(a, mask_constant) for a in arrays]
             found["inputs"] = list(map(zeroed, arrays, masks))
             found["masked"] = [m.astype(arrays[0].dtype) for m in masks]
         if (pattern is not None) != self.patterned:
@@ -278,7 +290,7 @@ class _Network:
         """The result for every output of the network: one, or a list."""
         signals, weights = self.declared(one)
         masks = [None, None]
-        if self.mask_constant is not None:
+        if "masked" in one:
             masks = [None if d is None else self._masks(d) for d in (one, two)]
 
         def at(signal: Any, path: tuple[int, ...]) -> Any:
@@ -356,10 +368,9 @@ class _Output:
         if signal.has_no_inputs:
             batch, channel = signal.batch_axis, channel + (channel >= signal.batch_axis)
         self._home = batch, channel
-        self._is_diagonal = (
-            signal.is_local
-            if network.diagonal_spatial is None
-            else network.diagonal_spatial
+        wanted = network.diagonal_spatial
+        self._is_diagonal = bool(
+            signal.spatial_axes and (signal.is_local if wanted is None else wanted)
         )
 
     def _function(self, params: Any, data: Any) -> Any:

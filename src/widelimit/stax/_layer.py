@@ -1,8 +1,9 @@
 """What a layer is: its weights, what it does with them, and what it does to a mask."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 import jax
 
@@ -11,7 +12,7 @@ from ._kernel_fn import KernelFn
 from ._masks import joined, masked, parts
 from ._signal import Signal, Signals, Widths, shapes, signals
 from ._spec import Axes, Scope, Spec
-from ._weights import Custom, drawn, effective
+from ._weights import Custom, effective
 
 
 class Layer(NamedTuple):
@@ -72,12 +73,61 @@ class Leaf(Spec):
         return joined(y, self.mask(mask, shape))
 
 
+P = ParamSpec("P")
+
+
+def layer(layer_fn: Callable[P, Any]) -> Callable[P, Layer]:
+    """Make layers of a function that returns `init_fn` and `apply_fn`.
+
+    The kernel is compiled from `apply_fn`, which is ordinary JAX; a third function, the
+    kernel's in Neural Tangents, is accepted and not used. Layers with parameters of
+    their own have finite networks only: write those whose kernel is wanted as a
+    function for `widelimit.limit`.
+
+    Args:
+        layer_fn: returns (init_fn, apply_fn), (init_fn, apply_fn, kernel_fn), or a
+            layer. The functions are renamed after it.
+
+    Example:
+        ```python
+        @stax.layer
+        def Cube():
+            def init_fn(rng, input_shape):
+                return input_shape, ()
+
+            def apply_fn(params, inputs, **kwargs):
+                return inputs**3
+
+            return init_fn, apply_fn
+        ```
+    """
+
+    @functools.wraps(layer_fn)
+    def made(*args: P.args, **kwargs: P.kwargs) -> Layer:
+        functions = layer_fn(*args, **kwargs)
+        if len(functions) < 2 or not all(callable(f) for f in functions[:2]):
+            raise InputError(
+                f"`{layer_fn.__name__}` should return (init_fn, apply_fn), got "
+                f"{functions!r}."
+            )
+        if len(functions) > 2 and isinstance(functions[2], KernelFn):
+            found = Layer(*functions[:3])
+        else:
+            mask_fn = functions[3] if len(functions) > 3 else None
+            found = layer_of(Foreign(functions[0], functions[1], mask_fn))
+        for function in found:
+            function.__name__ = layer_fn.__name__
+        return found
+
+    return made
+
+
 def layer_of(spec: Spec) -> Layer:
     """The three functions of a layer."""
 
     def init_fn(rng: Any, input_shape: Any) -> tuple[Any, Any]:
         out, weights = spec.declare(signals(input_shape), Widths(), Scope())
-        return shapes(out), drawn(weights, rng)
+        return shapes(out), spec.draw(weights, rng)
 
     def apply_fn(
         params: Any, inputs: Any, *, mask_constant: Any = None, **kwargs: Any

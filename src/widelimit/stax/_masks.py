@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +67,8 @@ def masked(x: Any, mask_constant: Any) -> Any:
 
 def is_constant(x: Any, mask_constant: Any) -> Any:
     """Where an array is equal to the constant, which may be NaN."""
-    if np.isnan(mask_constant):
-        return jnp.isnan(x)
-    return jnp.equal(x, mask_constant)
+    # The constant may be traced.
+    return jnp.where(jnp.isnan(mask_constant), jnp.isnan(x), x == mask_constant)
 
 
 def zeroed(x: Any, mask: Any) -> Any:
@@ -95,6 +93,13 @@ def parts(x: Any) -> tuple[Any, Any]:
 def joined(value: Any, mask: Any) -> Any:
     """An array with its mask, if it has one."""
     return value if mask is None else MaskedArray(value, mask)
+
+
+def every(mask: Any, axis: int) -> Any:
+    """Whether all along an axis is masked; the axis is kept, with size 1."""
+    # As a mean: in the limit the axis may be infinite.
+    left = (~mask).astype(jnp.result_type(float)).mean(axis, keepdims=True)
+    return left == 0
 
 
 def all_masked(masks: Sequence[Any]) -> Any:

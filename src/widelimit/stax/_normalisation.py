@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from .._errors import InputError
-from ._layer import Layer, Leaf, layer_of
+from ._layer import Layer, Leaf, layer, layer_of
 from ._masks import mean_and_variance
 from ._signal import Signal, Widths
 
 
+@layer
 def LayerNorm(
     axis: int | tuple[int, ...] = -1,
     eps: float = 1e-12,
@@ -41,6 +42,7 @@ def LayerNorm(
     return layer_of(Leaf(run, declared, axes=(batch_axis, channel_axis)))
 
 
+@layer
 def Dropout(rate: float, mode: str = "train") -> Layer:
     """Entries are 0 at random, the others larger.
 
@@ -74,6 +76,7 @@ def Dropout(rate: float, mode: str = "train") -> Layer:
     return layer_of(Leaf(run, declared))
 
 
+@layer
 def BatchNorm(
     axis: int | tuple[int, ...] = 0,
     eps: float = 1e-5,

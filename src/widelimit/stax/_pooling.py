@@ -5,15 +5,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from .._errors import UnsupportedError
-from ._layer import Layer, Leaf, layer_of
+from ._layer import Layer, Leaf, layer, layer_of
 from ._masks import mean_and_variance
 from ._padding import Padding, left_by, padding_of, per_position, strided, wrapped
 from ._signal import Signal, Widths
 
 
+@layer
 def AvgPool(
     window_shape: Sequence[int],
     strides: Sequence[int] | None = None,
@@ -40,6 +42,7 @@ def AvgPool(
     return _pool(window_shape, strides, padding, (batch_axis, channel_axis), scaled)
 
 
+@layer
 def SumPool(
     window_shape: Sequence[int],
     strides: Sequence[int] | None = None,
@@ -53,6 +56,7 @@ def SumPool(
     )
 
 
+@layer
 def MaxPool(
     window_shape: Sequence[int],
     strides: Sequence[int] | None = None,
@@ -67,6 +71,7 @@ def MaxPool(
     return _pool(window_shape, strides, padding, (batch_axis, channel_axis), None)
 
 
+@layer
 def GlobalAvgPool(batch_axis: int = 0, channel_axis: int = -1) -> Layer:
     """The mean over all positions (that are not masked)."""
 
@@ -76,6 +81,7 @@ def GlobalAvgPool(batch_axis: int = 0, channel_axis: int = -1) -> Layer:
     return _global(mean, (batch_axis, channel_axis))
 
 
+@layer
 def GlobalSumPool(batch_axis: int = 0, channel_axis: int = -1) -> Layer:
     """The sum over all positions."""
     return _global(lambda x, axes, _: x.sum(axes), (batch_axis, channel_axis))
@@ -103,8 +109,7 @@ def _pool(
         full, by = [1] * x.ndim, [1] * x.ndim
         for a, w, s in zip(places, window, steps, strict=True):
             full[a], by[a] = w, s
-        first = jnp.asarray(start, x.dtype)
-        return lax.reduce_window(x, first, op, full, by, explicit)
+        return lax.reduce_window(x, np.asarray(start, x.dtype), op, full, by, explicit)
 
     def run(weights: Any, x: Any, **kwargs: Any) -> Any:
         places = positions(x.ndim)

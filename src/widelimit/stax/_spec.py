@@ -3,6 +3,7 @@
 from typing import Any
 
 from ._signal import Signals, Widths
+from ._weights import drawn
 
 Axes = Any
 """(batch axis, channel axis); None if a layer reads any; a list for branches."""
@@ -28,6 +29,10 @@ class Spec:
     ) -> tuple[Signals, Any]:
         """The signal after the layer, and a pytree of `Weight`s."""
         raise NotImplementedError
+
+    def draw(self, weights: Any, key: Any) -> Any:
+        """The trained variables at initialisation."""
+        return drawn(weights, key)
 
     def forward(self, weights: Any, x: Any, scope: Scope, **kwargs: Any) -> Any:
         """The layer on an array (or `MaskedArray`, or several) and its weights."""

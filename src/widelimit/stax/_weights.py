@@ -66,6 +66,11 @@ class Weight:
             return theta * (self.std / math.sqrt(size))
         return theta / math.sqrt(self.s) if self.fan_in and self.s != 1 else theta
 
+    def unstacked(self) -> "Weight":
+        """One of them: the inverse of `stacked`."""
+        fan_in = tuple(a - 1 for a in self.fan_in)
+        return dataclasses.replace(self, shape=self.shape[1:], fan_in=fan_in)
+
     def stacked(self, count: int) -> "Weight":
         """So many of them, independent, along a new first axis."""
         fan_in = tuple(a + 1 for a in self.fan_in)
@@ -164,10 +169,19 @@ def declared(weights: Any) -> Any:
 
 
 def drawn(weights: Any, key: Any) -> Any:
-    """A pytree of trained variables at initialisation."""
-    leaves, tree = jax.tree.flatten(weights, is_leaf=is_weight)
-    keys = jax.random.split(key, max(len(leaves), 1))
-    return tree.unflatten(w.drawn(k) for w, k in zip(leaves, keys, strict=False))
+    """A pytree of trained variables at initialisation.
+
+    A weight that a layer does not have has a key too: draws do not depend on it.
+    """
+    leaves, tree = jax.tree.flatten(
+        weights, is_leaf=lambda w: is_weight(w) or w is None
+    )
+    if len(leaves) == 1:
+        return tree.unflatten([w.drawn(key) for w in leaves])
+    keys = jax.random.split(key, len(leaves)) if leaves else ()
+    return tree.unflatten(
+        None if w is None else w.drawn(k) for w, k in zip(leaves, keys, strict=True)
+    )
 
 
 def effective(weights: Any, theta: Any) -> Any:

@@ -1,0 +1,212 @@
+"""The tangent kernel of any function, by three methods that agree.
+
+All three make, for every entry of the first output, its gradient by the variables. They
+differ in what becomes of it at the second batch, and in how it is held.
+
+References:
+    Novak, Sohl-Dickstein & Schoenholz (2022), Fast finite width neural tangent kernel,
+    https://arxiv.org/abs/2206.08720, sections 3.1 to 3.3.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .. import _jax
+from ._contraction import contract, pays
+from ._cost import cost
+from ._factors import Backward, Factors
+from ._pairing import Pairing
+from ._sides import Side, Variables
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """The tangent kernel of one leaf of the output.
+
+    Attributes:
+        variables: what it is differentiated by, real arrays.
+        first: one batch.
+        second: the other; the same object if there is none.
+        pairing: of the entries of the leaf.
+        leaf: its place among the leaves.
+    """
+
+    variables: Variables
+    first: Side
+    second: Side
+    pairing: Pairing
+    leaf: int
+
+    def output(self, side: Side, variables: Variables, unit: Any) -> jax.Array:
+        """The leaf for one unit, (diagonal, kept, traced)."""
+        return self.pairing.entries(side.run(variables, unit)[self.leaf])
+
+    def jacobian(self, side: Side) -> Variables:
+        """By variable, (units, diagonal, kept, traced, *variable)."""
+
+        def of_unit(unit: Any) -> Variables:
+            return jax.jacrev(lambda v: self.output(side, v, unit))(self.variables)
+
+        return side.each(of_unit)
+
+    def both(self, prepare: Callable[[Side], Any]) -> tuple[Any, Any]:
+        """What is to know of both batches, found once if they are one."""
+        first = prepare(self.first)
+        return first, first if self.second is self.first else prepare(self.second)
+
+
+Method = Callable[[Problem], jax.Array]
+
+
+def jacobian_contraction(problem: Problem) -> jax.Array:
+    """Rows of both Jacobians, contracted."""
+
+    def compare(rows1: Variables, rows2: Variables) -> jax.Array:
+        parts = [
+            jnp.einsum("dktz,dltz->dkl", _rows(rows1[name]), _rows(rows2[name]))
+            for name in problem.variables
+        ]
+        return functools.reduce(jnp.add, parts)
+
+    return problem.pairing.kernel(compare, *problem.both(problem.jacobian))
+
+
+def ntk_vector_products(problem: Problem) -> jax.Array:
+    """Rows of one Jacobian, pushed through the function at the other batch."""
+    variables = problem.variables
+
+    def compare(rows: Variables, unit: Any) -> jax.Array:
+        y, push = jax.linearize(
+            lambda v: problem.output(problem.second, v, unit), variables
+        )
+
+        def product(row: Variables, diagonal: Any, column: Any) -> jax.Array:
+            return push(row)[diagonal, :, column]
+
+        over_columns = jax.vmap(product, (0, None, 0))
+        over_kept = jax.vmap(over_columns, (0, None, None))
+        over_diagonal = jax.vmap(over_kept, (0, 0, None))
+        found = over_diagonal(rows, jnp.arange(y.shape[0]), jnp.arange(y.shape[2]))
+        return jnp.sum(found, axis=2)
+
+    rows = problem.jacobian(problem.first)
+    return problem.pairing.kernel(compare, rows, problem.second.units)
+
+
+def structured_derivatives(problem: Problem) -> jax.Array:
+    """Rows of both Jacobians as the factors that the backward pass multiplies.
+
+    The gradient by a matrix that is used in products is such a product itself, and is
+    contracted without being made where that costs less. By other variables (biases,
+    filters of convolutions), and by matrices inside of loops, rows are held as they
+    are, as by `jacobian_contraction`.
+    """
+    back1, back2 = problem.both(lambda side: _backward(problem, side))
+    factors1, factors2 = _worth(problem, back1, back2)
+    rows1 = _factored_rows(problem, problem.first, back1, factors1)
+    rows2 = rows1
+    if problem.second is not problem.first:
+        rows2 = _factored_rows(problem, problem.second, back2, factors2)
+
+    def of_diagonal(rows1: Any, rows2: Any) -> jax.Array:
+        a, b = (jax.tree.map(lambda r: r[None], rows) for rows in (rows1, rows2))
+        parts = [contract(a[name], b[name])[0, :, 0] for name in problem.variables]
+        return functools.reduce(jnp.add, parts)
+
+    return problem.pairing.kernel(jax.vmap(of_diagonal), rows1, rows2)
+
+
+METHODS: tuple[Method, ...] = (
+    jacobian_contraction,
+    ntk_vector_products,
+    structured_derivatives,
+)
+
+
+def kernel(problem: Problem, method: Method) -> jax.Array:
+    """The tangent kernel, of the shape that the pairing says."""
+    shape = problem.pairing.shape
+    if not problem.variables or 0 in shape:
+        return jnp.zeros(shape)
+    return method(problem)
+
+
+def cheapest(problems: list[Problem]) -> Method:
+    """The method with the fewest operations, the first of equals.
+
+    Counted in the traced computation: multiplications of products and convolutions, and
+    one operation for every entry that anything else makes.
+    """
+
+    def work(method: Method) -> float:
+        try:
+            return sum(_work(method, problem) for problem in problems)
+        except TypeError:  # no forward mode: a function with a `custom_vjp`
+            if method is jacobian_contraction:
+                raise
+            return math.inf
+
+    return min(METHODS, key=work)
+
+
+def _work(method: Method, problem: Problem) -> int:
+    traced, _ = _jax.trace(
+        lambda v: kernel(dataclasses.replace(problem, variables=v), method),
+        _structs(problem.variables),
+        x64=_jax.x64_enabled(),
+    )
+    return cost(traced).work
+
+
+def _rows(rows: Any) -> jax.Array:
+    """Gradients with one axis for the entries of the variable."""
+    return rows.reshape(*rows.shape[:3], math.prod(rows.shape[3:]))
+
+
+def _backward(problem: Problem, side: Side) -> Backward:
+    def run(variables: Variables, rest: Any, unit: Any) -> jax.Array:
+        return problem.output(side, variables, unit)
+
+    return Backward(run, _structs(problem.variables), (), side.unit)
+
+
+def _worth(
+    problem: Problem, back1: Backward, back2: Backward
+) -> tuple[dict[str, Factors], dict[str, Factors]]:
+    """The gradients of either side that are held as factors."""
+    one, two = {}, {}
+    for name, value in problem.variables.items():
+        a, b = back1.factors(name), back2.factors(name)
+        if a is not None and b is not None and pays(a, b, value.size):
+            one[name], two[name] = a, b
+    return one, two
+
+
+def _factored_rows(
+    problem: Problem, side: Side, back: Backward, factors: dict[str, Factors]
+) -> Any:
+    """Gradients by variable, (units, diagonal, kept, traced, ..): `Backward.rows`."""
+    diagonal, kept, traced = (jnp.arange(n) for n in back.output.shape)
+
+    def of_unit(unit: Any) -> Any:
+        def of_diagonal(d: Any) -> Any:
+            def cotangent(k: Any, t: Any) -> jax.Array:
+                zero = jnp.zeros(back.output.shape, back.output.dtype)
+                return zero.at[d, k, t].set(1)
+
+            args = (problem.variables, (), unit)
+            return back.rows(args, factors, cotangent, (kept, traced))
+
+        return jax.vmap(of_diagonal)(diagonal)
+
+    return side.each(of_unit)
+
+
+def _structs(variables: Variables) -> dict[str, jax.ShapeDtypeStruct]:
+    return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in variables.items()}

@@ -1,0 +1,215 @@
+"""The inputs of a kernel of any function, in units that are differentiated apart.
+
+A unit is one entry along the axes that the caller says do not interact (`vmap_axes`),
+or the whole batch.
+"""
+
+import dataclasses
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._errors import InputError, ShapeMismatchError
+
+Variables = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Side:
+    """One batch of inputs. Made by `side`.
+
+    Attributes:
+        run: run(variables, unit), the leaves of the output of one unit, without the
+            axis of units.
+        units: the arrays that differ between units, along axis 0; none if the whole
+            batch is one unit.
+        outputs: shape and type of the leaves of the output for the whole batch.
+        axes: of the units in each of them; None if the whole batch is one unit.
+        tree: the structure of the output.
+    """
+
+    run: Callable[[Variables, list[Any]], list[jax.Array]]
+    units: list[jax.Array]
+    outputs: list[jax.ShapeDtypeStruct]
+    axes: list[int | None]
+    tree: Any
+
+    @property
+    def unit(self) -> list[jax.ShapeDtypeStruct]:
+        """The shapes of one unit."""
+        return [jax.ShapeDtypeStruct(u.shape[1:], u.dtype) for u in self.units]
+
+    def each(self, of_unit: Callable[[list[Any]], Any]) -> Any:
+        """What is to know of every unit, along axis 0; of the only unit as it is."""
+        return jax.vmap(of_unit)(self.units) if self.units else of_unit([])
+
+
+def side(
+    f: Callable[..., Any],
+    variables: Variables,
+    x: Any,
+    kwargs: Mapping[str, Any],
+    vmap_axes: Any = None,
+) -> Side:
+    """Prepare one batch of inputs.
+
+    Args:
+        f: a function `f(variables, x, **kwargs)`.
+        variables: what it is differentiated by.
+        x: a pytree of inputs.
+        kwargs: other arguments; those without an axis in `vmap_axes` may be anything.
+        vmap_axes: see `empirical_ntk_fn`.
+
+    Raises:
+        InputError: `vmap_axes` is not as the inputs and the outputs are.
+        ShapeMismatchError: arrays have other numbers of units, or the output of one
+            unit has not the shape that `vmap_axes` says.
+    """
+    whole = jax.eval_shape(lambda v: f(v, x, **kwargs), variables)
+    outputs, out_tree = jax.tree.flatten(whole)
+    leaves, tree = jax.tree.flatten((x, dict(kwargs)))
+    in_axes, out_axes = _unit_axes(vmap_axes, x, kwargs, whole)
+    mapped = {i: a for i, a in enumerate(in_axes) if a is not None}
+    units = [jnp.moveaxis(jnp.asarray(leaves[i]), a, 0) for i, a in mapped.items()]
+    if units:
+        _check_number(units, outputs, out_axes)
+
+    def run(variables: Variables, unit: list[Any]) -> list[jax.Array]:
+        mine = list(leaves)
+        for (i, axis), value in zip(mapped.items(), unit, strict=True):
+            mine[i] = jnp.expand_dims(value, axis)
+        one, options = tree.unflatten(mine)
+        found = jax.tree.leaves(f(variables, one, **options))
+        return [
+            _without(jnp.asarray(y), axis, expected.shape)
+            for y, axis, expected in zip(found, out_axes, outputs, strict=True)
+        ]
+
+    return Side(run, units, outputs, out_axes, out_tree)
+
+
+def _unit_axes(
+    vmap_axes: Any, x: Any, kwargs: Mapping[str, Any], outputs: Any
+) -> tuple[list[int | None], list[int | None]]:
+    """The axis of units in every leaf of `(x, kwargs)` and of the output."""
+    if isinstance(vmap_axes, tuple) and len(vmap_axes) == 3:
+        of_x, of_output, of_kwargs = vmap_axes
+    else:
+        of_x, of_output, of_kwargs = vmap_axes, vmap_axes, {}
+    if not isinstance(of_kwargs, Mapping):
+        of_kwargs = dict.fromkeys(kwargs, of_kwargs)
+    if unknown := set(of_kwargs) - set(kwargs):
+        raise InputError(
+            "`vmap_axes` has axes of keyword arguments that are not given: "
+            f"{', '.join(sorted(unknown))}."
+        )
+    places = {name: of_kwargs.get(name) for name in kwargs}
+    ins = [
+        *_spread("inputs", of_x, x),
+        *_spread("keyword arguments", places, dict(kwargs)),
+    ]
+    if all(a is None for a in ins):
+        return ins, [None] * len(jax.tree.leaves(outputs))
+    outs = _spread("outputs", of_output, outputs)
+    if any(a is None for a in outs):
+        raise InputError(
+            "Where inputs are mapped, every output needs the axis along which theirs "
+            f"stand; got {of_output!r} for outputs of shapes "
+            f"{[y.shape for y in jax.tree.leaves(outputs)]} in `vmap_axes`."
+        )
+    return ins, outs
+
+
+def _spread(what: str, axes: Any, tree: Any) -> list[int | None]:
+    """The axis of every leaf of a tree, from one axis for each of its parts."""
+
+    def part(axis: Any, leaves: Any) -> list[int | None]:
+        return [_axis(what, axis, leaf) for leaf in jax.tree.leaves(leaves)]
+
+    try:
+        parts = jax.tree.map(part, axes, tree, is_leaf=lambda a: a is None)
+    except (ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"The axes of {what} in `vmap_axes`, {axes!r}, should be one axis or of "
+            f"the structure of the {what}: {error}"
+        ) from None
+    return jax.tree.leaves(parts, is_leaf=lambda a: a is None)
+
+
+def _axis(what: str, axis: Any, leaf: Any) -> int | None:
+    if axis is None:
+        return None
+    ndim = np.ndim(leaf)
+    if not isinstance(axis, int) or not -ndim <= axis < ndim:
+        raise InputError(
+            f"An axis of {what} in `vmap_axes` should be a whole number or None, and "
+            f"one that the array has; got {axis!r} for shape {np.shape(leaf)}."
+        )
+    return operator.index(axis) % ndim
+
+
+def _check_number(
+    units: list[jax.Array],
+    outputs: list[jax.ShapeDtypeStruct],
+    out_axes: list[int | None],
+) -> None:
+    ins = {u.shape[0] for u in units}
+    outs = {y.shape[a] for y, a in zip(outputs, out_axes, strict=True) if a is not None}
+    if len(ins | outs) > 1:
+        raise ShapeMismatchError(
+            "The axes of `vmap_axes` should have one length, that of the batch; got "
+            f"{sorted(ins)} in the inputs and {sorted(outs)} in the outputs."
+        )
+
+
+def _without(y: jax.Array, axis: int | None, whole: tuple[int, ...]) -> jax.Array:
+    """The output of one unit without their axis."""
+    if axis is None:
+        return y
+    expected = (*whole[:axis], 1, *whole[axis + 1 :])
+    if y.shape != expected:
+        raise ShapeMismatchError(
+            f"The output has the shape {y.shape} for one entry of the batch, and "
+            f"{whole} for all: with `vmap_axes` {expected} was expected. If entries "
+            "interact, leave `vmap_axes` out."
+        )
+    return y.reshape(*whole[:axis], *whole[axis + 1 :])
+
+
+# Parameters ---------------------------------------------------------------------------
+
+
+def split(params: Any) -> tuple[Variables, Callable[[Mapping[str, Any]], Any]]:
+    """The leaves that a function may be differentiated by, and how to put them back.
+
+    Args:
+        params: a pytree; leaves that are not of a floating or complex type (integers,
+            random keys) are held fixed.
+
+    Returns:
+        Arrays by name, and the function that makes the pytree from them.
+    """
+    leaves, tree = jax.tree.flatten(params)
+    variables = {
+        str(i): jnp.asarray(leaf) for i, leaf in enumerate(leaves) if is_inexact(leaf)
+    }
+
+    def join(variables: Mapping[str, Any]) -> Any:
+        return tree.unflatten(
+            variables.get(str(i), leaf) for i, leaf in enumerate(leaves)
+        )
+
+    return variables, join
+
+
+def is_inexact(leaf: Any) -> bool:
+    """Whether a value is of a floating or complex type."""
+    if hasattr(leaf, "dtype"):
+        return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+    return isinstance(leaf, float | complex)

@@ -1,0 +1,264 @@
+"""Every layer: the finite network, run, against the kernels of its limit."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from widelimit import stax
+from widelimit.finite import empirical_kernel_fn
+
+RNG = np.random.default_rng(0)
+FLAT, SEQUENCE = RNG.normal(size=(3, 4)), RNG.normal(size=(3, 5, 2))
+IMAGE, NCHW = RNG.normal(size=(2, 5, 4, 2)), RNG.normal(size=(2, 2, 5, 4))
+GRAPH = RNG.integers(2, size=(3, 5, 5)).astype(float)
+EDGES = RNG.integers(-1, 5, size=(3, 6, 2))
+WIDTH, SEEDS = 256, 48
+
+Dense = functools.partial(stax.Dense, WIDTH, 1.3, 0.3)
+Conv = functools.partial(stax.Conv, WIDTH, W_std=1.3, b_std=0.3)
+N, C = ("NCHW", "OIHW", "NCHW"), 1
+
+
+def residual(*branch: Any) -> Any:
+    return stax.serial(
+        stax.FanOut(2),
+        stax.parallel(stax.Identity(), stax.serial(*branch)),
+        stax.FanInSum(),
+    )
+
+
+def two(first: Any, second: Any, join: Any) -> Any:
+    return stax.serial(stax.FanOut(2), stax.parallel(first, second), join)
+
+
+STEP = stax.shared(Dense())
+SMALL = functools.partial(stax.Conv, WIDTH, (2, 2), W_std=1.3)
+NETWORKS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "dense": ([Dense(), stax.Erf(), Dense()], FLAT, {}),
+    "standard": (
+        [
+            stax.Dense(64, 1.3, 0.3, parameterization="standard", s=(1, 4)),
+            stax.Erf(),
+            stax.Dense(64, 1.3, 0.3, parameterization="standard", s=(4, 4)),
+        ],
+        FLAT,
+        {},
+    ),
+    "channels first": (
+        [Conv((2, 2), dimension_numbers=N), stax.Erf(), stax.GlobalAvgPool(0, C)],
+        NCHW,
+        {},
+    ),
+    "strides": ([Conv((3, 2), (2, 1), "SAME"), stax.Erf(), stax.Flatten()], IMAGE, {}),
+    "circular": (
+        [Conv((3, 2), (1, 2), "CIRCULAR"), stax.Erf(), stax.GlobalSumPool()],
+        IMAGE,
+        {},
+    ),
+    "transposed": (
+        [
+            stax.ConvTranspose(WIDTH, (3, 2), (2, 1), "SAME", 1.3, 0.3),
+            stax.Erf(),
+            stax.GlobalAvgPool(),
+        ],
+        IMAGE,
+        {},
+    ),
+    "transposed, circular": (
+        [
+            stax.ConvTranspose(WIDTH, (3, 3), (2, 1), "CIRCULAR", 1.3, 0.3),
+            stax.Erf(),
+            stax.GlobalAvgPool(),
+        ],
+        IMAGE,
+        {},
+    ),
+    "local": (
+        [
+            Conv((2, 2)),
+            stax.Erf(),
+            stax.ConvLocal(WIDTH, (3, 2), padding="SAME", W_std=1.3, b_std=0.3),
+            stax.Erf(),
+            stax.GlobalAvgPool(),
+        ],
+        IMAGE,
+        {},
+    ),
+    "average, edges": (
+        [
+            Conv((2, 2)),
+            stax.AvgPool((2, 2), (1, 2), "SAME", normalize_edges=True),
+            stax.Erf(),
+            stax.Flatten(),
+        ],
+        IMAGE,
+        {},
+    ),
+    "sum, circular": (
+        [SMALL(), stax.Erf(), stax.SumPool((2, 2), padding="CIRCULAR"), SMALL()],
+        IMAGE,
+        {},
+    ),
+    "sum of branches": ([Dense(), residual(stax.Relu(), Dense()), Dense()], FLAT, {}),
+    "one branch twice": (
+        [Dense(), two(stax.Identity(), stax.Identity(), stax.FanInSum()), Dense()],
+        FLAT,
+        {},
+    ),
+    "product with itself": (
+        [
+            Dense(),
+            stax.Erf(),
+            two(stax.Identity(), stax.Identity(), stax.FanInProd()),
+            Dense(),
+        ],
+        FLAT,
+        {},
+    ),
+    "side by side": (
+        [
+            two(
+                stax.serial(stax.Dense(WIDTH), stax.Erf()),
+                stax.Dense(2 * WIDTH, 0.7),
+                stax.FanInConcat(),
+            ),
+            Dense(),
+        ],
+        FLAT,
+        {},
+    ),
+    "positions side by side": (
+        [
+            two(Conv((2, 2)), Conv((2, 2)), stax.FanInConcat(1)),
+            stax.Erf(),
+            stax.GlobalAvgPool(),
+        ],
+        IMAGE,
+        {},
+    ),
+    "layer norm": ([Dense(), stax.Relu(), stax.LayerNorm(), Dense()], FLAT, {}),
+    "layer norm over positions": (
+        [SMALL(), stax.LayerNorm((1, 2, 3)), stax.Erf(), stax.Flatten()],
+        IMAGE,
+        {},
+    ),
+    "dropout": ([Dense(), stax.Erf(), stax.Dropout(0.6), Dense()], FLAT, {"rng": True}),
+    "aggregate": (
+        [stax.Dense(WIDTH), stax.Erf(), stax.Aggregate(1), Dense()],
+        SEQUENCE,
+        {"pattern": GRAPH},
+    ),
+    "aggregate edges": (
+        [stax.Dense(WIDTH), stax.Aggregate(1, implementation="SPARSE"), Dense()],
+        SEQUENCE,
+        {"pattern": EDGES},
+    ),
+    "cubic": (
+        [
+            SMALL(),
+            stax.ImageResize((-1, 3, 5, -1), "cubic"),
+            stax.Erf(),
+            stax.Flatten(),
+        ],
+        IMAGE,
+        {},
+    ),
+    "index": (
+        [SMALL(), stax.Index(stax.Slice[:, ::-2, 1:]), stax.Erf(), stax.Flatten()],
+        IMAGE,
+        {},
+    ),
+    "fixed product": (
+        [
+            SMALL(),
+            stax.DotGeneral(
+                rhs=np.arange(8.0).reshape(2, 4) / 8,
+                dimension_numbers=(((1,), (1,)), ((), ())),
+            ),
+        ],
+        IMAGE,
+        {},
+    ),
+    "attention": (
+        [
+            stax.Dense(WIDTH),
+            stax.GlobalSelfAttention(
+                WIDTH, WIDTH, WIDTH, 2, pos_emb_type="CONCAT", b_std=0.2, W_out_std=1.2
+            ),
+        ],
+        SEQUENCE,
+        {},
+    ),
+    "repeated": (
+        [Dense(), stax.repeat(stax.serial(stax.Erf(), Dense()), 3)],
+        FLAT,
+        {},
+    ),
+    "shared": ([Dense(), stax.Erf(), STEP, stax.Erf(), STEP], FLAT, {}),
+    "embedding": (
+        [stax.Embedding(5, WIDTH), stax.GlobalAvgPool(), stax.Erf(), Dense()],
+        RNG.integers(5, size=(3, 4, 1)),
+        {},
+    ),
+    "masked": (
+        [
+            stax.Conv(WIDTH, (2,), W_std=1.3, b_std=0.3, padding="SAME"),
+            stax.Erf(),
+            stax.GlobalAvgPool(),
+        ],
+        np.where(
+            np.arange(5)[None, :, None] < np.array([5, 3, 2])[:, None, None],
+            SEQUENCE,
+            9.0,
+        ),
+        {"mask_constant": 9.0},
+    ),
+    "given kernel": (
+        [Dense(), stax.ElementwiseNumerical(jnp.tanh, 40), Dense()],
+        FLAT,
+        {},
+    ),
+}
+FAST = ("dense", "one branch twice", "masked")
+
+
+def slow_ones(names: Any) -> list[Any]:
+    return [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("name", slow_ones(NETWORKS))
+def test_networks_converge_to_their_kernels(name: str) -> None:
+    layers, x, kwargs = NETWORKS[name]
+    init_fn, apply_fn, kernel_fn = stax.serial(*layers)
+    x = jnp.asarray(x, jnp.float32)
+    given = {k: v for k, v in kwargs.items() if k != "rng"}
+    twice = {k: (v, v) if k == "pattern" else v for k, v in given.items()}
+    limit = kernel_fn(x, None, ("nngp", "ntk"), **twice)
+
+    def run(params: Any, x: Any, rng: Any = None) -> Any:
+        return stax.unmask_fn(apply_fn)(params, x, rng=rng, **given)
+
+    both = empirical_kernel_fn(run, trace_axes=(-1 if name != "channels first" else 1,))
+
+    @jax.jit
+    def sample(key: Any) -> Any:
+        one, other = jax.random.split(key)
+        _, params = init_fn(one, x.shape)
+        found = both(
+            x, None, ("nngp", "ntk"), params, rng=other if "rng" in kwargs else None
+        )
+        return found.nngp, found.ntk
+
+    found = [sample(k) for k in jax.random.split(jax.random.key(1), SEEDS)]
+    for which, exact in enumerate(limit):
+        samples = np.stack([f[which] for f in found]).astype(float)
+        assert samples.shape[1:] == exact.shape
+        mean, scatter = samples.mean(0), samples.std(0, ddof=1)
+        # Finite networks have a bias of order 1 / width besides.
+        scale = np.sqrt(np.mean(np.square(exact)))
+        bound = 4.5 * scatter / np.sqrt(SEEDS) + 6 * scale / WIDTH
+        assert np.all(np.abs(mean - exact) < bound), np.abs(mean - exact) / bound
