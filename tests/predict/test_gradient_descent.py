@@ -57,17 +57,17 @@ def test_momentum_has_a_closed_form(momentum):
     np.testing.assert_allclose(found[1], closed.test_mean, rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize("momentum", [None, 0.8])
+@pytest.mark.parametrize("momentum", [0.8, pytest.param(None, marks=pytest.mark.slow)])
 def test_tiny_steps_on_parameters_lead_there(momentum):
     rate, fine, t = 1.0, 300, 8
-    slope = jax.jit(jax.grad(lambda f: cross_entropy(f, LABELS)))
     ends = []
     for steps in (fine, 2 * fine, 4 * fine):
         w, v = (np.zeros((TANGENT.shape[1], OUT)) for _ in range(2))
         dt = t / steps
         for _ in range(steps):
             f = START[:N] + TANGENT[:N] @ w
-            force = -rate * TANGENT[:N].T @ np.asarray(slope(f))
+            softmax = np.exp(f) / np.exp(f).sum(axis=1, keepdims=True)
+            force = -rate * TANGENT[:N].T @ ((softmax - LABELS) / N)
             if momentum is None:
                 w = w + dt * force
             else:
@@ -114,23 +114,22 @@ def test_agrees_with_neural_tangents(net, loss, momentum):
 def test_training_goes_on_from_a_state():
     f = predict.gradient_descent(mse, K, Y, RATE, 0.9)
     start = predict.ODEState(START[:N], START[N:])
-    first = f(3.0, start, None, CROSS)
-    assert isinstance(first, predict.ODEState)
-    second = f(4.0, first, None, CROSS)
-    whole = f([3.0, 7.0], start, None, CROSS)
-    for name in ("fx_train", "fx_test", "qx_train", "qx_test"):
-        ends = [getattr(state, name) for state in (first, second)]
-        np.testing.assert_allclose(getattr(whole, name), ends, rtol=0, atol=1e-8)
-    pair = f(7.0, START[:N], START[N:], CROSS)
-    np.testing.assert_allclose(pair[1], second.fx_test, rtol=0, atol=1e-8)
+    whole = f([7.0, 3.0], start, None, CROSS)
+    assert isinstance(whole, predict.ODEState)
+    first = jax.tree.map(lambda a: a[1], whole)
     step = 1e-4
-    near = f([7.0 - step, 7.0 + step], start, None, CROSS)
-    slope = (near.fx_test[1] - near.fx_test[0]) / (2 * step * np.sqrt(RATE))
-    np.testing.assert_allclose(second.qx_test, slope, rtol=0, atol=1e-5)
-    alone = f(7.0, predict.ODEState(START[:N]))
+    second = f([4.0, 4.0 + step], first, None, CROSS)
+    for name in ("fx_train", "fx_test", "qx_train", "qx_test"):
+        found, end = (getattr(state, name)[0] for state in (second, whole))
+        np.testing.assert_allclose(found, end, rtol=0, atol=1e-8)
+    pair = f([7.0, 3.0], START[:N], START[N:], CROSS)
+    np.testing.assert_array_equal(pair[1], whole.fx_test)
+    slope = (second.fx_test[1] - second.fx_test[0]) / (step * np.sqrt(RATE))
+    np.testing.assert_allclose(second.qx_test[0], slope, rtol=0, atol=1e-4)
+    alone = f([7.0, 3.0], predict.ODEState(START[:N]))
     assert alone.fx_test is None
     assert alone.qx_test is None
-    np.testing.assert_allclose(alone.fx_train, pair[0], rtol=0, atol=1e-8)
+    np.testing.assert_array_equal(alone.fx_train, pair[0])
     assert start.replace(fx_test=None).astuple()[1:] == (None, None, None)
 
 
@@ -166,7 +165,10 @@ def test_traced_axes_share_a_kernel(trace_axes, momentum):
     assert [x.shape for x in found] == [(1, 2, *shape), (1, 2, *test_shape)]
 
 
-def test_predictions_are_compiled_and_differentiated():
+@pytest.mark.parametrize(
+    "differentiated", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
+def test_predictions_are_compiled_and_differentiated(differentiated):
     def ode(k, cross, start, t, rate):
         f = predict.gradient_descent(mse, k, Y, rate)
         return jnp.sum(f(t, start, 0.0, cross)[1] ** 2)
@@ -176,10 +178,10 @@ def test_predictions_are_compiled_and_differentiated():
         return jnp.sum(f(t, start, 0.0, cross)[1] ** 2)
 
     arguments = (K, CROSS, START[:N], np.array([2.0, 1.0]), RATE)
-    found, expected = (
-        jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2, 3, 4)))(*arguments)
-        for f in (ode, closed)
-    )
+    functions = (ode, closed)
+    if differentiated:
+        functions = [jax.value_and_grad(f, argnums=(0, 1, 2, 3, 4)) for f in functions]
+    found, expected = (jax.jit(f)(*arguments) for f in functions)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         if a.shape == K.shape:  # of a symmetric matrix
             a, b = a + a.T, b + b.T
