@@ -33,16 +33,26 @@ from reference_jacobians import (
 import widelimit as wl
 from widelimit import _errors
 
-MLP_ROLES = list(itertools.product(ROLES, repeat=2))
-CNN_ROLES = list(itertools.product(ROLES, repeat=4))
 FAST = [
+    ("kept", "kept"),
+    ("kept", "traced"),
+    ("diagonal", "kept"),
+    ("traced", "diagonal"),
     ("kept", "kept", "kept", "kept"),
     ("diagonal", "kept", "traced", "kept"),
     ("traced", "diagonal", "kept", "kept"),
 ]
 
 
-@pytest.mark.parametrize("roles", MLP_ROLES, ids="-".join)
+def roles_of(axes, fast):
+    """What becomes of every axis; all but some are slow."""
+    return [
+        pytest.param(roles, marks=[] if roles in fast else [pytest.mark.slow])
+        for roles in itertools.product(ROLES, repeat=axes)
+    ]
+
+
+@pytest.mark.parametrize("roles", roles_of(2, FAST), ids="-".join)
 def test_all_methods_agree_with_whole_jacobians_of_an_mlp(roles):
     _, traced, diagonal = axes_of(roles)
     expected = reduced(explicit(mlp, DENSE, X, Y), traced, diagonal)
@@ -52,11 +62,7 @@ def test_all_methods_agree_with_whole_jacobians_of_an_mlp(roles):
         close(k, expected)
 
 
-@pytest.mark.parametrize(
-    "roles",
-    [pytest.param(r, marks=[] if r in FAST else [pytest.mark.slow]) for r in CNN_ROLES],
-    ids="-".join,
-)
+@pytest.mark.parametrize("roles", roles_of(4, FAST), ids="-".join)
 def test_all_methods_agree_with_whole_jacobians_of_a_cnn(roles):
     _, traced, diagonal = axes_of(roles)
     same = explicit(cnn, FILTERS, IMAGES, IMAGES)
@@ -67,7 +73,9 @@ def test_all_methods_agree_with_whole_jacobians_of_a_cnn(roles):
         close(k, reduced(same, traced, diagonal))
 
 
-@pytest.mark.parametrize("roles", CNN_ROLES, ids="-".join)
+@pytest.mark.parametrize(
+    "roles", list(itertools.product(ROLES, repeat=4)), ids="-".join
+)
 def test_nngp_of_all_axes(roles):
     _, traced, diagonal = axes_of(roles)
     a, b = cnn(FILTERS, IMAGES), cnn(FILTERS, OTHERS)
@@ -167,7 +175,7 @@ def dropped(p, x, rng):
     return jnp.where(jax.random.bernoulli(rng, 0.5, h.shape), 2 * h, 0.0) @ p["v"]
 
 
-@pytest.mark.parametrize("new", [False, True])
+@pytest.mark.parametrize("new", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_masks_are_one_draw_on_equal_inputs_and_independent_on_others(new):
     key, other = jax.random.split(KEY if new else jax.random.PRNGKey(3))
     x2 = X.at[0, 0].add(1.0)

@@ -123,6 +123,7 @@ def test_automatic_choice_leaves_out_what_cannot_be_differentiated_forward():
     )
 
 
+@pytest.mark.slow
 def test_derivatives_of_kernels():
     def slope(method):
         ntk_fn = wl.empirical_ntk_fn(mlp, vmap_axes=0, implementation=method)

@@ -19,10 +19,11 @@ import jax.numpy as jnp
 from .._errors import InputError, ShapeMismatchError, UnsupportedError
 from .._kernel import returned, wanted
 from ._implementation import Chooser, NtkImplementation
+from ._inputs import Inputs, in_units
 from ._keywords import is_absent, of_both
 from ._methods import Problem, kernel
 from ._pairing import Axes, Pairing, pairing
-from ._sides import Side, Variables, side, split
+from ._variables import Variables, split
 
 ApplyFn = Callable[..., Any]
 """f(params, x, **kwargs), pytrees to a pytree of arrays."""
@@ -128,10 +129,10 @@ def empirical_ntk_fn(
 
         one, two = of_both(apply_fn_kwargs, x1, x2)
         with jax.default_matmul_precision("highest"):
-            first = side(of_variables, variables, x1, one, vmap_axes)
+            first = in_units(of_variables, variables, x1, one, vmap_axes)
             second = first
             if not is_absent(x2):
-                second = side(of_variables, variables, x2, two, vmap_axes)
+                second = in_units(of_variables, variables, x2, two, vmap_axes)
             problems = _problems(variables, first, second, trace_axes, diagonal_axes)
             arguments = (x1, x2, variables, apply_fn_kwargs)
             method = chooser.method(problems, arguments)
@@ -257,8 +258,8 @@ def empirical_ntk_vp_fn(
 
 def _problems(
     variables: Variables,
-    first: Side,
-    second: Side,
+    first: Inputs,
+    second: Inputs,
     trace_axes: Axes,
     diagonal_axes: Axes,
 ) -> list[Problem]:

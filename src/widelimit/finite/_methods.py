@@ -21,8 +21,9 @@ from .. import _jax
 from ._contraction import contract, pays
 from ._cost import cost
 from ._factors import Backward, Factors
+from ._inputs import Inputs
 from ._pairing import Pairing
-from ._sides import Side, Variables
+from ._variables import Variables
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -38,24 +39,24 @@ class Problem:
     """
 
     variables: Variables
-    first: Side
-    second: Side
+    first: Inputs
+    second: Inputs
     pairing: Pairing
     leaf: int
 
-    def output(self, side: Side, variables: Variables, unit: Any) -> jax.Array:
+    def output(self, inputs: Inputs, variables: Variables, unit: Any) -> jax.Array:
         """The leaf for one unit, (diagonal, kept, traced)."""
-        return self.pairing.entries(side.run(variables, unit)[self.leaf])
+        return self.pairing.entries(inputs.run(variables, unit)[self.leaf])
 
-    def jacobian(self, side: Side) -> Variables:
+    def jacobian(self, inputs: Inputs) -> Variables:
         """By variable, (units, diagonal, kept, traced, *variable)."""
 
         def of_unit(unit: Any) -> Variables:
-            return jax.jacrev(lambda v: self.output(side, v, unit))(self.variables)
+            return jax.jacrev(lambda v: self.output(inputs, v, unit))(self.variables)
 
-        return side.each(of_unit)
+        return inputs.each(of_unit)
 
-    def both(self, prepare: Callable[[Side], Any]) -> tuple[Any, Any]:
+    def both(self, prepare: Callable[[Inputs], Any]) -> tuple[Any, Any]:
         """What is to know of both batches, found once if they are one."""
         first = prepare(self.first)
         return first, first if self.second is self.first else prepare(self.second)
@@ -107,7 +108,7 @@ def structured_derivatives(problem: Problem) -> jax.Array:
     filters of convolutions), and by matrices inside of loops, rows are held as they
     are, as by `jacobian_contraction`.
     """
-    back1, back2 = problem.both(lambda side: _backward(problem, side))
+    back1, back2 = problem.both(lambda inputs: _backward(problem, inputs))
     factors1, factors2 = _worth(problem, back1, back2)
     rows1 = _factored_rows(problem, problem.first, back1, factors1)
     rows2 = rows1
@@ -169,11 +170,11 @@ def _rows(rows: Any) -> jax.Array:
     return rows.reshape(*rows.shape[:3], math.prod(rows.shape[3:]))
 
 
-def _backward(problem: Problem, side: Side) -> Backward:
+def _backward(problem: Problem, inputs: Inputs) -> Backward:
     def run(variables: Variables, rest: Any, unit: Any) -> jax.Array:
-        return problem.output(side, variables, unit)
+        return problem.output(inputs, variables, unit)
 
-    return Backward(run, _structs(problem.variables), (), side.unit)
+    return Backward(run, _structs(problem.variables), (), inputs.unit)
 
 
 def _worth(
@@ -189,7 +190,7 @@ def _worth(
 
 
 def _factored_rows(
-    problem: Problem, side: Side, back: Backward, factors: dict[str, Factors]
+    problem: Problem, inputs: Inputs, back: Backward, factors: dict[str, Factors]
 ) -> Any:
     """Gradients by variable, (units, diagonal, kept, traced, ..): `Backward.rows`."""
     diagonal, kept, traced = (jnp.arange(n) for n in back.output.shape)
@@ -205,7 +206,7 @@ def _factored_rows(
 
         return jax.vmap(of_diagonal)(diagonal)
 
-    return side.each(of_unit)
+    return inputs.each(of_unit)
 
 
 def _structs(variables: Variables) -> dict[str, jax.ShapeDtypeStruct]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from .._errors import InputError, ShapeMismatchError
-from ._sides import Variables, is_inexact, split
+from ._variables import Variables, is_inexact, split
 
 
 def linearize(f: Callable[..., Any], params: Any) -> Callable[..., Any]:

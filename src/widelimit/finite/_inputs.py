@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import InputError, ShapeMismatchError
-
-Variables = dict[str, Any]
+from ._variables import Variables
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Side:
-    """One batch of inputs. Made by `side`.
+class Inputs:
+    """One batch of inputs. Made by `in_units`.
 
     Attributes:
         run: run(variables, unit), the leaves of the output of one unit, without the
@@ -48,13 +47,13 @@ class Side:
         return jax.vmap(of_unit)(self.units) if self.units else of_unit([])
 
 
-def side(
+def in_units(
     f: Callable[..., Any],
     variables: Variables,
     x: Any,
     kwargs: Mapping[str, Any],
     vmap_axes: Any = None,
-) -> Side:
+) -> Inputs:
     """Prepare one batch of inputs.
 
     Args:
@@ -89,7 +88,7 @@ def side(
             for y, axis, expected in zip(found, out_axes, outputs, strict=True)
         ]
 
-    return Side(run, units, outputs, out_axes, out_tree)
+    return Inputs(run, units, outputs, out_axes, out_tree)
 
 
 def _unit_axes(
@@ -180,36 +179,3 @@ def _without(y: jax.Array, axis: int | None, whole: tuple[int, ...]) -> jax.Arra
             "interact, leave `vmap_axes` out."
         )
     return y.reshape(*whole[:axis], *whole[axis + 1 :])
-
-
-# Parameters ---------------------------------------------------------------------------
-
-
-def split(params: Any) -> tuple[Variables, Callable[[Mapping[str, Any]], Any]]:
-    """The leaves that a function may be differentiated by, and how to put them back.
-
-    Args:
-        params: a pytree; leaves that are not of a floating or complex type (integers,
-            random keys) are held fixed.
-
-    Returns:
-        Arrays by name, and the function that makes the pytree from them.
-    """
-    leaves, tree = jax.tree.flatten(params)
-    variables = {
-        str(i): jnp.asarray(leaf) for i, leaf in enumerate(leaves) if is_inexact(leaf)
-    }
-
-    def join(variables: Mapping[str, Any]) -> Any:
-        return tree.unflatten(
-            variables.get(str(i), leaf) for i, leaf in enumerate(leaves)
-        )
-
-    return variables, join
-
-
-def is_inexact(leaf: Any) -> bool:
-    """Whether a value is of a floating or complex type."""
-    if hasattr(leaf, "dtype"):
-        return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
-    return isinstance(leaf, float | complex)
