@@ -295,6 +295,7 @@ def test_pairs_are_cut_with_their_inputs_and_the_rest_is_passed():
         assert len(counted.calls) == calls
 
 
+@pytest.mark.slow
 def test_every_batch_of_inputs_has_its_own_key():
     def kernel_fn(x1, x2=None, *, rng):
         """Random features of the batch: the kernel that one network has with itself."""
@@ -335,6 +336,7 @@ def test_the_function_keeps_its_name_and_its_attributes():
     compare(bound(X, Z), angles(X, Z, "ntk"))
 
 
+@pytest.mark.slow
 def test_inside_a_trace_the_kernel_is_the_same():
     batched = wl.batch(angles, 3, 0, store_on_device=False)
     compare(jax.jit(batched)(X), angles(X), 1e-11)
@@ -355,6 +357,7 @@ def network(p, x):
 net = wl.limit(network, {"u": wl.normal((2, n)), "v": wl.normal((n, 1))})
 
 
+@pytest.mark.slow
 def test_kernels_of_limits():
     batched = wl.batch(net.kernels, 2, 0)
     one, two = IMAGES[:4], IMAGES[2:]
@@ -364,6 +367,7 @@ def test_kernels_of_limits():
         batched(np.full((5, 2, 2), np.nan))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("x2", [None, pytest.param(Z, marks=pytest.mark.slow)])
 def test_networks_of_layers_are_batched_one_after_another(x2):
     block = wl.stax.serial(wl.stax.Dense(8), wl.stax.Relu())
@@ -481,6 +485,7 @@ print("all equal")
 """
 
 
+@pytest.mark.slow
 def test_devices_share_the_tiles():
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", DEVICES],

@@ -10,6 +10,9 @@ import pytest
 import widelimit as wl
 from widelimit import _errors
 
+# Networks are drawn and compiled.
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((4, 3)), RNG.standard_normal((2, 3))

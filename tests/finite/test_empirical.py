@@ -115,6 +115,7 @@ def test_numbers_of_the_implementations():
 AXES = ({"a": 1, "b": 0}, {"one": -1, "two": 0}, {"gate": -1})
 
 
+@pytest.mark.slow
 def test_pytrees_with_batches_along_other_axes():
     (x1, gate1), (x2, gate2) = tree_inputs(3), tree_inputs(2)
     shift = array(4)
@@ -175,6 +176,7 @@ def dropped(p, x, rng):
     return jnp.where(jax.random.bernoulli(rng, 0.5, h.shape), 2 * h, 0.0) @ p["v"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_masks_are_one_draw_on_equal_inputs_and_independent_on_others(new):
     key, other = jax.random.split(KEY if new else jax.random.PRNGKey(3))
@@ -204,6 +206,7 @@ def test_masks_are_one_draw_on_equal_inputs_and_independent_on_others(new):
 # Odd parameters and bad inputs --------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_parameters_that_are_no_real_numbers_are_held_fixed():
     params = {"W": array(3, 2), "depth": 2, "key": KEY, "scale": 0.5}
 
@@ -239,6 +242,7 @@ def test_empty_batches_and_empty_parameters():
             assert jax.eval_shape(ntk_fn, X, X[:0], params).shape == (4, 0, 2, 2)
 
 
+@pytest.mark.slow
 def test_a_network_of_this_package():
     n = wl.width("n", base=8)
     declared = {"U": wl.normal((3, n)), "v": wl.normal((n, 2))}

@@ -27,6 +27,9 @@ from reference_jacobians import (
 import widelimit as wl
 from widelimit import _errors
 
+# Every case compiles several methods.
+pytestmark = pytest.mark.slow
+
 
 def tied(p, x):
     """One matrix used as it is, transposed and scaled; more of it for longer inputs."""

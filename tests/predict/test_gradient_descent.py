@@ -11,6 +11,9 @@ from linear_models import OUT, RATE, START, TANGENT, N, Y, blocks, interleaved
 import widelimit as wl
 from widelimit import InputError, ShapeMismatchError, predict
 
+# Every case compiles a solver.
+pytestmark = pytest.mark.slow
+
 DATA = pathlib.Path(__file__).parents[1] / "data" / "neural_tangents_predict.npz"
 K, CROSS, _ = blocks(TANGENT)
 LABELS = np.eye(OUT)[[0, 1, 1, 0, 1]]

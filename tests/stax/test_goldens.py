@@ -33,7 +33,7 @@ FUNCTIONS = {
 }
 # Logits of order 1 are random in the limit: the next version.
 LATER = ("attn_sqrt_identity", "attn_sqrt_identity_pos_val1")
-FAST = ("std_erf_mixed_ntk", "faninconcat_widths", "two_inputs_sum", "mask_flatten")
+FAST = ("std_erf_mixed_ntk", "faninconcat_widths")
 FAMILY = ("Relu", "ABRelu", "LeakyRelu", "Abs", "Sign", "RectifiedMonomial")
 
 
