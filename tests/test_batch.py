@@ -295,7 +295,23 @@ def test_pairs_are_cut_with_their_inputs_and_the_rest_is_passed():
         assert len(counted.calls) == calls
 
 
+<<<<<<< HEAD
 @pytest.mark.slow
+=======
+def test_without_tiles_arguments_may_have_any_form():
+    def kernel_fn(x1, x2=None, *, pattern):
+        """Inputs are along axis 1; the graphs of both along axis 0."""
+        two = x1 if x2 is None else x2
+        return pattern[0][:, None] * (x1.T @ two) * pattern[1]
+
+    p, q = RNG.normal(size=7), RNG.normal(size=4)
+    batched = wl.batch(kernel_fn, device_count=0)
+    compare(batched(X.T, Z.T, pattern=(p, q)), kernel_fn(X.T, Z.T, pattern=(p, q)))
+    compare(batched(X.T, pattern=(p, p)), kernel_fn(X.T, pattern=(p, p)))
+    compare(wl.batch(cosine, 0, 0)(layer(IMAGES)), cosine(layer(IMAGES)))
+
+
+>>>>>>> s6-batch
 def test_every_batch_of_inputs_has_its_own_key():
     def kernel_fn(x1, x2=None, *, rng):
         """Random features of the batch: the kernel that one network has with itself."""

@@ -22,6 +22,7 @@ from .tiles import (
     cut_inputs,
     cut_kernels,
     is_kernel,
+    uncut,
 )
 
 Progress = Callable[[int, int], None]
@@ -98,8 +99,8 @@ def batch(
     # The attributes of the function go with it: a layer's requirements are such.
     @functools.wraps(kernel_fn)
     def batched(x1: Any, x2: Any = None, *args: Any, **kwargs: Any) -> Any:
-        cut, layered = _cut(x1, x2, args, kwargs)
         devices = _devices(count)
+        cut, layered = _cut(x1, x2, args, kwargs, size > 0 or len(devices) > 1)
         cut.into(_step(cut, size, len(devices)))
         compute = jitted
         if owner is not None and not layered:
@@ -239,10 +240,14 @@ class _Run:
 
 
 def _cut(
-    x1: Any, x2: Any, args: Sequence[Any], kwargs: dict[str, Any]
+    x1: Any, x2: Any, args: Sequence[Any], kwargs: dict[str, Any], tiled: bool
 ) -> tuple[Cut, bool]:
     """What is cut, and whether it is the kernels of layers before."""
     leaves = jax.tree.leaves(x1, is_leaf=is_kernel)
+    if not tiled:
+        layered = any(map(is_kernel, leaves))
+        bare = layered and not args and not jax.tree.leaves(x2)
+        return uncut((x1,) if bare else (x1, x2), kwargs), layered
     if not any(map(is_kernel, leaves)):
         return cut_inputs(x1, x2, kwargs), False
     if not all(map(is_kernel, leaves)) or jax.tree.leaves(x2):

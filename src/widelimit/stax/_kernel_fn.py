@@ -133,6 +133,23 @@ class KernelFn:
 
         return network.each(one, two, result)
 
+    def coupled(self, x: Any) -> bool:
+        """Whether inputs of a batch interact, as where one is normalised by the others.
+
+        Their kernel is then not that of tiles: `widelimit.batch` refuses it.
+
+        Args:
+            x: inputs, as for the kernels.
+        """
+        # Entries that are masked may be NaN, and do not matter here.
+        x = jax.tree.map(lambda a: jnp.nan_to_num(jnp.asarray(a)), x)
+        network = self._network(x, False, {})
+        data = network.data(x, None, None)
+        found = network.each(
+            data, None, lambda output, masks: output.limit.coupled(data)
+        )
+        return any(jax.tree.leaves(found))
+
     def _on(
         self,
         kernel: Any,
@@ -361,7 +378,7 @@ class _Output:
         if not isinstance(signal.channels, Width | WidthForm):
             # Of finitely many channels the kernel is that of an untrained readout.
             params["readout"] = normal((signal.channels, 1), lr=0.0)
-        self._limit: Limit = limit(self._function, params)
+        self.limit: Limit = limit(self._function, params)
         self._is_trained = bool(jax.tree.leaves(params["network"], is_leaf=_is_random))
         # In the limit the axis of inputs is there to the end.
         batch, channel = signal.axes
@@ -399,7 +416,7 @@ class _Output:
             mask2=masks[1],
         )
         needed = {n for n in _COVARIANCES if names is None or n in names}
-        net, positions = self._limit, self._ordered
+        net, positions = self.limit, self._ordered
         # Of a rule that is not symmetric both halves are wanted.
         other = one if two is None and not self._signal.is_symmetric else two
         if not self._is_trained and "ntk" in needed:
@@ -421,8 +438,8 @@ class _Output:
     def _covariance(self, data: Any) -> Any:
         """Of a batch with itself."""
         if self._network.diagonal_batch:
-            return self._ordered(self._limit.nngp(data, diagonal=True), first=1)
-        return self._ordered(self._limit.nngp(data))
+            return self._ordered(self.limit.nngp(data, diagonal=True), first=1)
+        return self._ordered(self.limit.nngp(data))
 
     def _shape(self, data: Any) -> tuple[int, ...]:
         found: Any = _at(self._network.finite_shape(data), self._path)

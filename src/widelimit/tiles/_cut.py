@@ -109,6 +109,13 @@ class Cut:
         return keys
 
 
+def uncut(inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Cut:
+    """All arguments as they are: inputs may be along any axis, if along one at all."""
+    cut = Cut(lambda rows, cols, itself: inputs, (1, 1), False, {})
+    cut.fixed.update(kwargs)
+    return cut
+
+
 def cut_inputs(x1: Any, x2: Any, kwargs: Mapping[str, Any]) -> Cut:
     """Cut batches of inputs: pytrees of arrays with one input per row.
 
