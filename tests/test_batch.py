@@ -295,9 +295,6 @@ def test_pairs_are_cut_with_their_inputs_and_the_rest_is_passed():
         assert len(counted.calls) == calls
 
 
-<<<<<<< HEAD
-@pytest.mark.slow
-=======
 def test_without_tiles_arguments_may_have_any_form():
     def kernel_fn(x1, x2=None, *, pattern):
         """Inputs are along axis 1; the graphs of both along axis 0."""
@@ -311,7 +308,7 @@ def test_without_tiles_arguments_may_have_any_form():
     compare(wl.batch(cosine, 0, 0)(layer(IMAGES)), cosine(layer(IMAGES)))
 
 
->>>>>>> s6-batch
+@pytest.mark.slow
 def test_every_batch_of_inputs_has_its_own_key():
     def kernel_fn(x1, x2=None, *, rng):
         """Random features of the batch: the kernel that one network has with itself."""
