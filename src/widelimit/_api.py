@@ -19,7 +19,7 @@ from ._errors import (
     ShapeMismatchError,
     UnsupportedError,
 )
-from ._jax import is_concrete
+from ._jax import any_rank, is_concrete
 from ._networks import Networks, diverges, is_mean, key_of, struct_of, with_rows
 from .asymptotics import Engine, Side
 from .kernels import BlockKernel, PairKernel, Quantities, averaged, mean_of
@@ -231,6 +231,7 @@ class Limit:
         """Both kernels in one pass: `.nngp` and `.ntk`, as the methods give them."""
         return Kernels(**self._compute(x1, x2, progress, "nngp", "ntk"))
 
+    @any_rank()
     def _compute(
         self,
         x1: Any,
@@ -296,6 +297,7 @@ class Limit:
                 f"has shape {_shapes(one)}. {error}"
             ) from error
 
+    @any_rank()
     def mean(self, x: Any) -> jax.Array:
         """The mean of the Gaussian process: what the output converges to on average.
 
@@ -464,6 +466,7 @@ class Limit:
     def _limit(self, x: Any) -> Network:
         return self._networks.limit(struct_of(x), self._networks.is_coupled(x))
 
+    @any_rank()
     def _engine(self, x: Any) -> Engine:
         """The engine after the kernel of the first two inputs was asked of it."""
         batch, dtype = self._networks.is_coupled(x), _dtype(x)

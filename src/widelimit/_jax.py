@@ -120,6 +120,13 @@ def enable_x64(on: bool = True) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def any_rank() -> Iterator[None]:
+    """Arrays of any ranks broadcast, whatever the user's setting; also a decorator."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
 def x64_enabled() -> bool:
     """Whether JAX makes float64 arrays at this point of the program."""
     return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]

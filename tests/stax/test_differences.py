@@ -158,6 +158,20 @@ def test_mistakes_are_explained(layers: Any, match: str) -> None:
         kernel(*layers())(IMAGES, None, "nngp")
 
 
+def test_a_strict_setting_of_ranks_is_that_of_the_user_alone() -> None:
+    with jax.numpy_rank_promotion("raise"):
+        found = kernel(stax.Dense(8, 1.0, 0.1), stax.Relu(), stax.Dense(1))(X, Y)
+    assert np.isfinite(found.ntk).all()
+
+
+def test_a_bias_that_there_is_not_may_be_zero() -> None:
+    _, apply_fn, _ = stax.Dense(2)
+    W = RNG.normal(size=(3, 2))
+    np.testing.assert_allclose(apply_fn((W, 0.0), X), X @ W / 3**0.5, rtol=1e-12)
+    with pytest.raises(nt.InputError, match="b_std"):
+        apply_fn((W, np.ones(2)), X)
+
+
 def test_names_that_are_not_known() -> None:
     with pytest.raises(nt.InputError, match="ngp"):
         kernel(stax.Dense(8))(X, None, "ngp")

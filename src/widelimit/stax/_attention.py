@@ -213,7 +213,7 @@ class _Attention:
         mixed = jnp.einsum("nhpq,nhqd->nhpd", self.mechanism.fn()(logits), read)
         y = jnp.einsum("nhpd,hdo->npo", mixed, output)
         if bias is not None:
-            y = y + bias
+            y = y + bias[None, None]
         y = y.reshape(count, *positions, y.shape[-1])
         return jnp.moveaxis(y, (0, -1), ends)
 
@@ -226,7 +226,7 @@ class _Attention:
         if hidden is not None:
             placed = zeroed(placed[None], hidden[:, :, None])
         if self.embedding == PositionalEmbedding.SUM:
-            return x + placed
+            return x + (placed if placed.ndim == 3 else placed[None])
         placed = jnp.broadcast_to(placed, (*x.shape[:2], placed.shape[-1]))
         return jnp.concatenate([x, placed], -1)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from .._api import Limit, limit
 from .._errors import InputError, ShapeMismatchError
+from .._jax import any_rank
 from .._kernel import Kernel, returned, wanted
 from ..trace import Normal, Width, WidthForm, normal
 from ._masks import MaskedArray, is_constant, parts, unmask, zeroed
@@ -62,6 +63,7 @@ class KernelFn:
         self.spec, self.functions = spec, functions
         self._networks: dict[Any, _Network] = {}
 
+    @any_rank()
     def __call__(
         self,
         x1: Any,

@@ -7,8 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._errors import InputError, UnsupportedError
+from .._jax import is_concrete
 from ..trace import Normal, normal
 
 PARAMETERIZATIONS = ("ntk", "standard")
@@ -190,11 +192,29 @@ def effective(weights: Any, theta: Any) -> Any:
     Raises:
         InputError: `theta` is not of this network.
     """
-    leaves, tree = jax.tree.flatten(weights, is_leaf=is_weight)
+    leaves, tree = jax.tree.flatten(
+        weights, is_leaf=lambda w: is_weight(w) or w is None
+    )
     try:
         values = tree.flatten_up_to(theta)
     except (ValueError, TypeError) as error:
         raise InputError(
             f"The parameters are not those of this network: {error}"
         ) from error
-    return tree.unflatten(w.effective(v) for w, v in zip(leaves, values, strict=True))
+    return tree.unflatten(
+        _absent(v) if w is None else w.effective(v)
+        for w, v in zip(leaves, values, strict=True)
+    )
+
+
+def _absent(value: Any) -> None:
+    """What stands for a bias that there is not: None, or 0 as in the peer's examples.
+
+    Raises:
+        InputError: a bias is given.
+    """
+    if value is not None and not (is_concrete(value) and not np.asarray(value).any()):
+        raise InputError(
+            "A bias is given for a layer that has none: give it `b_std`, or None (or "
+            "0.0) in the place of its bias."
+        )
