@@ -172,6 +172,17 @@ def test_a_bias_that_there_is_not_may_be_zero() -> None:
         apply_fn((W, np.ones(2)), X)
 
 
+def test_an_array_with_one_entry_an_input() -> None:
+    scales = np.array([0.5, -1.0, 2.0])
+    numbers = ((), ()), ((0,), (0,))
+    scaled = stax.DotGeneral(rhs=scales, dimension_numbers=numbers)
+    found = kernel(stax.Dense(8), scaled, stax.Dense(1))(IMAGES[:, 0, 0], None, "nngp")
+    plain = kernel(stax.Dense(8), stax.Dense(1))(IMAGES[:, 0, 0], None, "nngp")
+    np.testing.assert_allclose(found, plain * np.outer(scales, scales), rtol=1e-12)
+    with pytest.raises(nt.ShapeMismatchError, match="3 entries"):
+        kernel(stax.Dense(8), scaled)(X, None, "nngp")
+
+
 def test_names_that_are_not_known() -> None:
     with pytest.raises(nt.InputError, match="ngp"):
         kernel(stax.Dense(8))(X, None, "ngp")

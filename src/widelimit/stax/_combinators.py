@@ -85,6 +85,10 @@ class _Serial(Spec):
         self.specs = specs
         self.axes = next((s.axes for s in specs if s.axes is not None), None)
 
+    @property
+    def parts(self) -> Sequence[Spec]:
+        return self.specs
+
     def declare(
         self, signal: Signals, widths: Widths, scope: Scope
     ) -> tuple[Signals, Any]:
@@ -113,6 +117,10 @@ class _Parallel(Spec):
         self.specs = specs
         each: list[Axes] = [s.axes for s in specs]
         self.axes = None if all(a is None for a in each) else each
+
+    @property
+    def parts(self) -> Sequence[Spec]:
+        return self.specs
 
     def declare(
         self, signal: Signals, widths: Widths, scope: Scope
@@ -148,6 +156,10 @@ class _Parallel(Spec):
 class _Repeat(Spec):
     def __init__(self, spec: Spec, count: int) -> None:
         self.spec, self.count, self.axes = spec, count, spec.axes
+
+    @property
+    def parts(self) -> Sequence[Spec]:
+        return (self.spec,)
 
     def declare(
         self, signal: Signals, widths: Widths, scope: Scope
@@ -207,6 +219,10 @@ class _Repeat(Spec):
 class _Shared(Spec):
     def __init__(self, spec: Spec) -> None:
         self.spec, self.axes = spec, spec.axes
+
+    @property
+    def parts(self) -> Sequence[Spec]:
+        return (self.spec,)
 
     def draw(self, weights: Any, key: Any) -> Any:
         return self.spec.draw(weights, key) if jax.tree.leaves(weights) else weights

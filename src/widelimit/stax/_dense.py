@@ -1,5 +1,6 @@
 """Linear layers that act on one position at a time, or only move things about."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -151,44 +152,38 @@ def DotGeneral(
         return Identity()
     on_right = rhs is None
     other = jnp.asarray(lhs if on_right else rhs)
-    (contracted, _), (paired, _) = (
-        (pair[1], pair[0]) if on_right else (pair[0], pair[1])
-        for pair in dimension_numbers
-    )
+    sides = [pair[::-1] if on_right else pair for pair in dimension_numbers]
+    (contracted, _), (paired, paired_other) = sides
+    # With an entry an input: where these are in the array.
+    entries = [o for a, o in zip(paired, paired_other, strict=True) if a == batch_axis]
+    key = object()
 
     def dot(x: Any, fixed: Any) -> Any:
         left, right = (fixed, x) if on_right else (x, fixed)
         return lax.dot_general(left, right, dimension_numbers, precision)
 
-    def run(weights: Any, x: Any, **kwargs: Any) -> Any:
-        return dot(x, other.astype(x.dtype))
+    def run(weights: Any, x: Any, is_infinite: bool = False, **kwargs: Any) -> Any:
+        fixed = other
+        if entries and is_infinite:
+            fixed = jnp.moveaxis(kwargs["held"][key], 0, entries[0])
+        return dot(x, fixed.astype(x.dtype))
 
-    def place(axis: int, ndim: int) -> int:
-        """Where an axis of the input is in the output."""
-        if axis in contracted:
-            raise UnsupportedError(
-                f"`DotGeneral` contracts axis {axis} of its input, which is that of "
-                "inputs or of channels."
-            )
-        if axis in paired:
-            return tuple(paired).index(axis)
-        before = sum(
-            a not in contracted and a not in paired for a in range(axis % ndim)
-        )
-        others = other.ndim - len(contracted) - len(paired) if on_right else 0
-        return len(paired) + others + before
+    added = other.ndim - len(contracted) - len(paired) if on_right else 0
 
     def declared(signal: Signal, widths: Widths) -> tuple[Signal, tuple[()]]:
         channels, ndim = signal.channels, len(signal.shape)
-        sizes = [1 if s is None else s for s in signal.shape]
-        sizes[signal.channel_axis] = 1
+        sizes = list(signal.shape)
+        sizes[signal.axes[0]] = other.shape[entries[0]] if entries else 1
+        sizes[signal.axes[1]] = 1
         shape = list(
             jax.eval_shape(
                 lambda x: run((), x), jax.ShapeDtypeStruct(tuple(sizes), other.dtype)
             ).shape
         )
-        batch, channel = (place(a, ndim) for a in signal.axes)
-        shape[channel] = channels
+        batch, channel = (
+            _after_dot(a, ndim, contracted, paired, added) for a in signal.axes
+        )
+        shape[batch], shape[channel] = signal.shape[signal.axes[0]], channels
         after = signal.after(shape=tuple(shape), batch_axis=batch, channel_axis=channel)
         return after, ()
 
@@ -198,7 +193,28 @@ def DotGeneral(
         here = (~jnp.broadcast_to(mask, whole)).astype(other.dtype)
         return dot(here, (other != 0).astype(other.dtype)) == 0
 
-    return layer_of(Leaf(run, declared, mask, (batch_axis, channel_axis)))
+    held = (key, jnp.moveaxis(other, entries[0], 0)) if entries else None
+    axes = batch_axis, channel_axis
+    return layer_of(Leaf(run, declared, mask, axes, held))
+
+
+def _after_dot(
+    axis: int, ndim: int, contracted: Sequence[int], paired: Sequence[int], added: int
+) -> int:
+    """Where an axis of the input is in a product with `added` axes before those left.
+
+    Raises:
+        UnsupportedError: it is summed over.
+    """
+    if axis in contracted:
+        raise UnsupportedError(
+            f"`DotGeneral` contracts axis {axis} of its input, which is that of "
+            "inputs or of channels."
+        )
+    if axis in paired:
+        return tuple(paired).index(axis)
+    before = sum(a not in (*contracted, *paired) for a in range(axis % ndim))
+    return len(paired) + added + before
 
 
 @layer

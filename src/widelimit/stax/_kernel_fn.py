@@ -208,6 +208,10 @@ class _After(Spec):
     def __init__(self, first: Spec, second: Spec) -> None:
         self.first, self.second, self.axes = first, second, first.axes
 
+    @property
+    def parts(self) -> tuple[Spec, Spec]:
+        return self.first, self.second
+
     def declare(
         self, signal: Signals, widths: Widths, scope: Scope
     ) -> tuple[Signals, Any]:
@@ -257,6 +261,15 @@ class _Network:
             raise InputError("Give a `pattern` for both batches, or for none.")
         if pattern is not None:
             found["pattern"] = jnp.asarray(pattern)
+        held = self.spec.arrays()
+        for array in held.values():
+            if len(array) != len(arrays[0]):
+                raise ShapeMismatchError(
+                    f"A layer holds an array with {len(array)} entries, one an input, "
+                    f"and there are {len(arrays[0])} inputs."
+                )
+        if held:
+            found["held"] = list(held.values())
         return found
 
     def inputs(self, data: dict[str, Any]) -> Any:
@@ -302,6 +315,7 @@ class _Network:
             rng=jax.random.key(0),
             is_infinite=True,
             pattern=data.get("pattern"),
+            held=dict(zip(self.spec.arrays(), data.get("held", ()), strict=True)),
             **self.options,
         )
 

@@ -48,12 +48,19 @@ class Leaf(Spec):
         declared: the signal after it, and its weights; by default the same and none.
         mask: the mask of its output from that of its input and the input's shape.
         axes: the axes of inputs and of channels that its arguments name.
+        held: an array with one entry an input, the inputs first, under a key; in the
+            limit `run` is given `held`, with the entries of its inputs.
     """
 
     run: Callable[..., Any]
     declared: Callable[[Any, Widths], tuple[Any, Any]] = _same_signal
     mask: Callable[[Any, Any], Any] = _same_mask
     axes: Axes = None
+    held: tuple[Any, Any] | None = None
+
+    def arrays(self) -> dict[Any, Any]:
+        """See `Spec`."""
+        return {} if self.held is None else dict([self.held])
 
     def declare(
         self, signal: Signals, widths: Widths, scope: Scope
@@ -202,7 +209,9 @@ class Foreign(Spec):
     def forward(self, weights: Any, x: Any, scope: Scope, **kwargs: Any) -> Any:
         """See `Spec`."""
         given = {
-            k: v for k, v in kwargs.items() if v is not None and k != "is_infinite"
+            k: v
+            for k, v in kwargs.items()
+            if v is not None and k not in ("is_infinite", "held")
         }
         if self.mask_fn is None:
             return self.apply_fn(weights, x, **given)

@@ -1,5 +1,6 @@
 """The interface of what layers and networks are made of."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ._signal import Signals, Widths
@@ -29,6 +30,15 @@ class Spec:
     ) -> tuple[Signals, Any]:
         """The signal after the layer, and a pytree of `Weight`s."""
         raise NotImplementedError
+
+    @property
+    def parts(self) -> "Sequence[Spec]":
+        """What it is made of."""
+        return ()
+
+    def arrays(self) -> dict[Any, Any]:
+        """Arrays with one entry an input, the inputs first, that layers hold."""
+        return {k: a for part in self.parts for k, a in part.arrays().items()}
 
     def draw(self, weights: Any, key: Any) -> Any:
         """The trained variables at initialisation."""
