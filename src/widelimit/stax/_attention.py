@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import InputError
+from ._choice import chosen
 from ._layer import Layer, Leaf, layer, layer_of
 from ._masks import every, zeroed
 from ._signal import Signal, Widths, known
@@ -120,8 +121,8 @@ def GlobalSelfAttention(
         (n_chan_out, n_chan_key, n_chan_val, n_heads),
         linear_scaling,
         (W_query_std, W_key_std, W_value_std, W_out_std, b_std),
-        _named(AttentionMechanism, "attention_mechanism", attention_mechanism),
-        _named(PositionalEmbedding, "pos_emb_type", pos_emb_type),
+        chosen(AttentionMechanism, "attention_mechanism", attention_mechanism),
+        chosen(PositionalEmbedding, "pos_emb_type", pos_emb_type),
         (pos_emb_p_norm, pos_emb_decay_fn),
         n_chan_pos_emb,
         W_pos_emb_std,
@@ -229,16 +230,6 @@ class _Attention:
             return x + (placed if placed.ndim == 3 else placed[None])
         placed = jnp.broadcast_to(placed, (*x.shape[:2], placed.shape[-1]))
         return jnp.concatenate([x, placed], -1)
-
-
-def _named(kind: Any, argument: str, name: Any) -> Any:
-    try:
-        return kind(name.upper() if isinstance(name, str) else name)
-    except ValueError:
-        names = ", ".join(k.name for k in kind)
-        raise InputError(f"`{argument}` should be one of {names}, got {name!r}.") from (
-            None
-        )
 
 
 def _root(

@@ -8,13 +8,13 @@ import numpy as np
 from jax import lax
 
 from .._errors import InputError
+from ._choice import chosen
 from ._layer import Layer, Leaf, layer, layer_of
 from ._masks import every
 from ._padding import (
     Padding,
     folded,
     left_by,
-    padding_of,
     per_position,
     strided,
     wrapped,
@@ -238,7 +238,7 @@ class _Form:
         shape = tuple(filter_shape)
         self.window = per_position(shape, len(shape), "filter_shape")
         self.strides = per_position(strides, len(shape), "strides")
-        self.padding = padding_of(padding)
+        self.padding = chosen(Padding, "padding", padding)
         # Convolutions of what was padded before, otherwise what XLA calls them.
         self.explicit = "SAME" if self.padding == Padding.SAME else "VALID"
         if dimension_numbers is None:

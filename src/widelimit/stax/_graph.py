@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._errors import InputError, ShapeMismatchError
+from ._choice import chosen
 from ._layer import Layer, Leaf, layer, layer_of
 from ._signal import Signal, Widths
 
@@ -51,12 +52,7 @@ def Aggregate(
     References:
         Du et al. (2019), https://arxiv.org/abs/1905.13192.
     """
-    try:
-        kind = AggregateImplementation(str(implementation).upper())
-    except ValueError:
-        raise InputError(
-            f"`implementation` should be 'DENSE' or 'SPARSE', got {implementation!r}."
-        ) from None
+    kind = chosen(AggregateImplementation, "implementation", implementation)
 
     def vertices(ndim: int) -> tuple[int, ...]:
         ends = {batch_axis % ndim, channel_axis % ndim}

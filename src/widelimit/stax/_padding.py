@@ -27,21 +27,6 @@ class Padding(enum.Enum):
     VALID = "VALID"
 
 
-def padding_of(padding: Any) -> Padding:
-    """The padding by its name.
-
-    Raises:
-        InputError: there is none of this name.
-    """
-    try:
-        return Padding(padding.upper() if isinstance(padding, str) else padding)
-    except ValueError:
-        names = ", ".join(p.name for p in Padding)
-        raise InputError(f"`padding` should be one of {names}, got {padding!r}.") from (
-            None
-        )
-
-
 def per_position(values: Any, count: int, name: str) -> tuple[int, ...]:
     """One whole number for every axis of positions; 1s where None is given.
 

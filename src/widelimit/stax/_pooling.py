@@ -9,9 +9,10 @@ import numpy as np
 from jax import lax
 
 from .._errors import UnsupportedError
+from ._choice import chosen
 from ._layer import Layer, Leaf, layer, layer_of
 from ._masks import mean_and_variance
-from ._padding import Padding, left_by, padding_of, per_position, strided, wrapped
+from ._padding import Padding, left_by, per_position, strided, wrapped
 from ._signal import Signal, Widths
 
 
@@ -97,7 +98,7 @@ def _pool(
     """Sums over windows and their scale; maxima where there is none."""
     window = per_position(window_shape, len(window_shape), "window_shape")
     steps = per_position(strides, len(window), "strides")
-    kind = padding_of(padding)
+    kind = chosen(Padding, "padding", padding)
     explicit = "SAME" if kind == Padding.SAME else "VALID"
     op, start = (lax.max, -math.inf) if scaled is None else (lax.add, 0.0)
 
