@@ -157,7 +157,7 @@ def convlocal_same_gap(p: Params, x: Array) -> Array:
 
 
 # ------------------------------------------------- resizing, graphs, indexing
-@network("graph", l1=dense(4, n), l2=dense(n, n), out=dense(n, 1))
+@network("graph_with_edges", l1=dense(4, n), l2=dense(n, n), out=dense(n, 1))
 def aggregate_dense(p: Params, x: Array) -> Array:
     h, edges = x[..., :4], x[..., 4:]
     for name in ("l1", "l2"):

@@ -2,8 +2,8 @@
 
 `data/neural_tangents.npz` holds, in float64, the inputs `in/NAME/x1`, `x2` and the
 peer's kernels `k/NETWORK/nngp11`, `ntk11` (of x1) and `nngp12`, `ntk12` (of x1 and x2),
-computed with jax 0.4.30. The input "two" is the peer's two inputs side by side; "graph"
-is its node features followed by its adjacency matrix.
+computed with jax 0.4.30. The input "two" is the peer's two inputs side by side;
+"graph_with_edges" is its node features followed by its adjacency matrix.
 
 All networks of the peer, written with its layers, are in `stax/test_goldens.py`.
 """
