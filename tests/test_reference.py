@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow_except
 from reference_data import DATA, array
 from reference_networks import NETWORKS
 
@@ -59,17 +60,11 @@ FAST = (
 )
 
 
-def with_fast_ones() -> list[Any]:
-    return [
-        n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS
-    ]
-
-
 def test_the_fast_ones_exist() -> None:
     assert set(FAST) <= set(NETWORKS)
 
 
-@pytest.mark.parametrize("name", with_fast_ones())
+@pytest.mark.parametrize("name", slow_except(NETWORKS, FAST))
 def test_kernel_of_two_blocks(name: str) -> None:
     net = NETWORKS[name]
     x1, x2 = (jnp.asarray(array(f"in/{net.data}/{block}")) for block in ("x1", "x2"))

@@ -160,6 +160,20 @@ def wanted(get: str | Iterable[str] | None) -> tuple[str, ...] | None:
     return names
 
 
+def check_names(names: Iterable[str] | None, known: Iterable[str]) -> None:
+    """Refuse names in `get` that nothing has.
+
+    Raises:
+        InputError: there is one.
+    """
+    known = list(known)
+    missing = [n for n in names or () if n not in known]
+    if missing:
+        raise InputError(
+            f"`get` should be of {', '.join(known)}; got {', '.join(missing)}."
+        )
+
+
 def returned(
     values: Mapping[str, Any], get: str | Iterable[str] | None, name: str
 ) -> Any:
@@ -177,11 +191,7 @@ def returned(
     names = wanted(get)
     if names is None:
         names = tuple(values)
-    missing = [n for n in names if n not in values]
-    if missing:
-        raise InputError(
-            f"`get` should be of {', '.join(values)}; got {', '.join(missing)}."
-        )
+    check_names(names, values)
     if isinstance(get, str):
         return values[names[0]]
     return _named(name, names)(*(values[n] for n in names))

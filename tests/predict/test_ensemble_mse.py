@@ -340,7 +340,7 @@ def test_a_singular_kernel_is_refused_at_infinite_time_and_learned_before():
 @pytest.mark.parametrize(
     ("changed", "call", "error", "message"),
     [
-        ({}, {"get": "ntkgp"}, InputError, "'nngp', 'ntk' or both; got ntkgp"),
+        ({}, {"get": "ntkgp"}, InputError, "of nngp, ntk; got ntkgp"),
         ({}, {"get": ()}, InputError, "`get` should be names"),
         ({}, {"t": -1.0}, InputError, "0 or more"),
         ({}, {"t": []}, InputError, "empty"),

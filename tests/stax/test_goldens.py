@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow_except
 from reference_data import array
 
 from widelimit import stax
@@ -83,15 +84,9 @@ def kernels(name: str) -> Any:
     )
 
 
-def with_fast_ones() -> list[Any]:
-    return [
-        n if n in FAST else pytest.param(n, marks=pytest.mark.slow)
-        for n in NETWORKS
-        if n not in LATER
-    ]
-
-
-@pytest.mark.parametrize("name", with_fast_ones())
+@pytest.mark.parametrize(
+    "name", slow_except([n for n in NETWORKS if n not in LATER], FAST)
+)
 def test_kernels_are_those_of_the_peer(name: str) -> None:
     found, n = kernels(name)
     # On its own diagonal the peer has half of the digits where a function has a kink.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow_except
 
 from widelimit import stax
 
@@ -228,11 +229,7 @@ NETWORKS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 FAST = ("one branch twice", "masked")
 
 
-def slow_ones(names: Any) -> list[Any]:
-    return [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in names]
-
-
-@pytest.mark.parametrize("name", slow_ones(NETWORKS))
+@pytest.mark.parametrize("name", slow_except(NETWORKS, FAST))
 def test_networks_converge_to_their_kernels(name: str) -> None:
     layers, x, kwargs = NETWORKS[name]
     init_fn, apply_fn, kernel_fn = stax.serial(*layers)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from .._errors import InputError, ShapeMismatchError, UnsupportedError
-from .._kernel import returned, wanted
+from .._kernel import check_names, returned, wanted
 from ._implementation import Chooser, NtkImplementation
 from ._inputs import Inputs, in_units
 from ._keywords import is_absent, of_both
@@ -188,10 +188,7 @@ def empirical_kernel_fn(
         **apply_fn_kwargs: Any,
     ) -> Any:
         names = wanted(get) or NAMES
-        if unknown := [name for name in names if name not in NAMES]:
-            raise InputError(
-                f"`get` should be of {', '.join(NAMES)}; got {', '.join(unknown)}."
-            )
+        check_names(names, NAMES)
         asked = get if get is None or isinstance(get, str) else names
         found = {
             name: kernel_fns[name](x1, x2, params, **apply_fn_kwargs)

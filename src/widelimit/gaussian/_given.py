@@ -66,8 +66,8 @@ def quadrature_dual(
             rest = b - along**2
             across = jnp.where(rest > 0, jnp.sqrt(jnp.where(rest > 0, rest, 1.0)), 0.0)
             root = jnp.where(a > 0, jnp.sqrt(safe), 0.0)
-            s, t = (jnp.sqrt(2.0) * jnp.asarray(nodes, root.dtype) for _ in range(2))
-            u, v = root * s[:, None], along * s[:, None] + across * t
+            s = jnp.sqrt(2.0) * jnp.asarray(nodes, root.dtype)
+            u, v = root * s[:, None], along * s[:, None] + across * s
             return (jnp.asarray(grid, root.dtype) * f(u) * f(v)).sum()
 
         return dual
@@ -89,25 +89,23 @@ def given_dual(
     None where it is not of this form, or a mean is not 0 by structure.
     """
     d = len(means)
-    scale, leaves, names = [], [], set()
+    scale, calls, leaves, names = [], [], [], set()
     for part in (p for f in factors for p in product_factors(f)):
         match part:
             case Const():
                 scale.append(part)
-            case Call(op, (inner,)) if op in _DUALS:
-                found = _leaf(inner, d)
-                if found is None:
-                    return None
-                leaves.append(found)
-                names.add(op)
-            case Call("pow", (Call(op, (inner,)), Const(2.0))) if op in _DUALS:
-                found = _leaf(inner, d)
-                if found is None:
-                    return None
-                leaves += [found, found]
-                names.add(op)
+            case Call("pow", (Call() as call, Const(2.0))):
+                calls += [call, call]
+            case Call() as call:
+                calls.append(call)
             case _:
                 return None
+    for call in calls:
+        found = _leaf(call.args[0], d) if call.op in _DUALS else None
+        if found is None:
+            return None
+        leaves.append(found)
+        names.add(call.op)
     if len(leaves) != 2 or len(names) != 1 or any(m is not None for m in means):
         return None
     (i, r), (j, s) = leaves

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import InputError
-from .._kernel import returned, wanted
+from .._kernel import check_names, returned, wanted
 from ._factorised import FactorisedKernel
 from ._flow import flow, times
 from ._gaussian import (
@@ -86,11 +86,7 @@ class GradientDescentMSEEnsemble:
                 of the kernel function disagree.
         """
         names = wanted(("nngp", "ntk") if get is None else get) or ()
-        unknown = [name for name in names if name not in ("nngp", "ntk")]
-        if unknown:
-            raise InputError(
-                f"`get` should be 'nngp', 'ntk' or both; got {', '.join(unknown)}."
-            )
+        check_names(names, ("nngp", "ntk"))
         needed = tuple(
             n for n in ("nngp", "ntk") if n in names or (n == "nngp" and compute_cov)
         )

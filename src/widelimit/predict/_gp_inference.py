@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from .._errors import InputError, ShapeMismatchError
-from .._kernel import returned, wanted
+from .._kernel import check_names, returned, wanted
 from ._factorised import FactorisedKernel, factorised
 from ._gaussian import (
     Gaussian,
@@ -84,11 +84,7 @@ class GPInference:
             InputError: a kernel is missing, not finite, or singular.
         """
         names = wanted(("nngp", "ntk") if get is None else get) or ()
-        unknown = [name for name in names if name not in _KINDS]
-        if unknown:
-            raise InputError(
-                f"`get` should be of {', '.join(_KINDS)}; got {', '.join(unknown)}."
-            )
+        check_names(names, _KINDS)
         values = {
             name: self._posterior(name, k_test_train, k_test_test) for name in names
         }

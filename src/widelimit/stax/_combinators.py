@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from .._errors import InputError, ShapeMismatchError
 from ._layer import Layer, layer, layer_of, spec_of
 from ._signal import Signals, Widths, shapes
-from ._spec import Axes, Scope, Spec
+from ._spec import Axes, Scope, Serial, Spec, each_of, keys_in_turn
 from ._weights import Weight, is_weight
 
 
@@ -23,7 +23,7 @@ def serial(*layers: Layer) -> Layer:
     Returns:
         A layer; its parameters are a list of those of `layers`.
     """
-    return layer_of(_Serial(tuple(map(spec_of, layers))))
+    return layer_of(Serial(tuple(map(spec_of, layers))))
 
 
 @layer
@@ -80,38 +80,6 @@ def shared(layer: Layer) -> Layer:
     return layer_of(_Shared(spec_of(layer)))
 
 
-class _Serial(Spec):
-    def __init__(self, specs: Sequence[Spec]) -> None:
-        self.specs = specs
-        self.axes = next((s.axes for s in specs if s.axes is not None), None)
-
-    @property
-    def parts(self) -> Sequence[Spec]:
-        return self.specs
-
-    def declare(
-        self, signal: Signals, widths: Widths, scope: Scope
-    ) -> tuple[Signals, Any]:
-        weights = []
-        for spec in self.specs:
-            signal, mine = spec.declare(signal, widths, scope)
-            weights.append(mine)
-        return signal, weights
-
-    def draw(self, weights: Any, key: Any) -> Any:
-        return [
-            spec.draw(mine, one)
-            for spec, mine, one in zip(
-                self.specs, weights, _in_turn(key, len(self.specs)), strict=True
-            )
-        ]
-
-    def forward(self, weights: Any, x: Any, scope: Scope, **kwargs: Any) -> Any:
-        for spec, mine, given in _each(self.specs, weights, kwargs):
-            x = spec.forward(mine, x, scope, **given)
-        return x
-
-
 class _Parallel(Spec):
     def __init__(self, specs: Sequence[Spec]) -> None:
         self.specs = specs
@@ -139,7 +107,7 @@ class _Parallel(Spec):
 
     def forward(self, weights: Any, x: Any, scope: Scope, **kwargs: Any) -> Any:
         self._check(x)
-        each = zip(_each(self.specs, weights, kwargs), x, strict=True)
+        each = zip(each_of(self.specs, weights, kwargs), x, strict=True)
         return type(x)(
             spec.forward(mine, one, scope, **given) for (spec, mine, given), one in each
         )
@@ -195,7 +163,7 @@ class _Repeat(Spec):
     def draw(self, weights: Any, key: Any) -> Any:
         if not self.count:
             return ()
-        keys = jnp.stack(_in_turn(key, self.count))
+        keys = jnp.stack(keys_in_turn(key, self.count))
         one = jax.tree.map(lambda w: w.unstacked(), weights, is_leaf=is_weight)
         return jax.vmap(lambda k: self.spec.draw(one, k))(keys)
 
@@ -203,7 +171,7 @@ class _Repeat(Spec):
         if not self.count:
             return x
         if kwargs.get("is_infinite"):
-            for _, mine, given in _each([self.spec] * self.count, weights, kwargs):
+            for _, mine, given in each_of([self.spec] * self.count, weights, kwargs):
                 x = self.spec.forward(mine, x, scope, **given)
             return x
         rng = kwargs.pop("rng", None)
@@ -242,27 +210,3 @@ class _Shared(Spec):
     def forward(self, weights: Any, x: Any, scope: Scope, **kwargs: Any) -> Any:
         first = scope.shared.setdefault(self, weights)
         return self.spec.forward(first, x, scope, **kwargs)
-
-
-def _in_turn(key: Any, count: int) -> list[Any]:
-    """Keys for layers one after another, as in `jax.example_libraries.stax`."""
-    keys = []
-    for _ in range(count):
-        key, one = jax.random.split(key)
-        keys.append(one)
-    return keys
-
-
-def _each(specs: Sequence[Spec], weights: Any, kwargs: dict[str, Any]) -> Any:
-    """Every part with its weights and arguments: a random key of its own."""
-    if len(weights) != len(specs):
-        raise InputError(
-            f"A network of {len(specs)} layers has a list of as many parameters, got "
-            f"{len(weights)}."
-        )
-    rng = kwargs.get("rng")
-    keys = [None] * len(specs) if rng is None else jax.random.split(rng, len(specs))
-    return [
-        (spec, mine, kwargs if rng is None else {**kwargs, "rng": key})
-        for spec, mine, key in zip(specs, weights, keys, strict=True)
-    ]

@@ -1,6 +1,6 @@
 """Convolutions: with shared weights, transposed, and with weights of every position."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -59,11 +59,8 @@ def Conv(
     kind = parameterization_of(parameterization)
 
     def declared(signal: Signal, widths: Widths) -> tuple[Signal, Any]:
-        after = form.after(signal, widths(out_chan, s[1] if kind == "standard" else 1))
-        left = left_by(form.positions(signal), form.window, form.strides, form.padding)
-        return form.with_positions(after, left), form.weights(
-            signal, after, W_std, b_std, kind, s[0]
-        )
+        after = form.after(signal, widths(out_chan, kind, s))
+        return after, form.weights(signal, after, W_std, b_std, kind, s[0])
 
     def run(weights: Any, x: Any, **kwargs: Any) -> Any:
         W, b = weights
@@ -107,14 +104,13 @@ def ConvTranspose(
 
     def left(sizes: Sequence[Any]) -> tuple[int, ...]:
         sizes = [int(known(n, "The number of positions")) for n in sizes]
-        every = zip(sizes, form.window, form.strides, strict=True)
+        per_axis = zip(sizes, form.window, form.strides, strict=True)
         if form.padding == Padding.VALID:
-            return tuple(n * s + max(w - s, 0) for n, w, s in every)
-        return tuple(n * s for n, _, s in every)
+            return tuple(n * s + max(w - s, 0) for n, w, s in per_axis)
+        return tuple(n * s for n, _, s in per_axis)
 
     def declared(signal: Signal, widths: Widths) -> tuple[Signal, Any]:
-        after = form.after(signal, widths(out_chan, s[1] if kind == "standard" else 1))
-        after = form.with_positions(after, left(form.positions(signal)))
+        after = form.after(signal, widths(out_chan, kind, s), left)
         return after, form.weights(signal, after, W_std, b_std, kind, s[0])
 
     def run(weights: Any, x: Any, **kwargs: Any) -> Any:
@@ -177,13 +173,12 @@ def ConvLocal(
     kind = parameterization_of(parameterization)
 
     def declared(signal: Signal, widths: Widths) -> tuple[Signal, Any]:
-        out = widths(out_chan, s[1] if kind == "standard" else 1)
-        left = left_by(form.positions(signal), form.window, form.strides, form.padding)
-        after = form.with_positions(form.after(signal, out), left)
-        after = after.after(is_gaussian=True, is_local=True)
+        out = widths(out_chan, kind, s)
+        after = form.after(signal, out).after(is_gaussian=True, is_local=True)
         channels = known(signal.channels, "The number of channels")
-        ndim = len(left)
+        ndim = len(form.window)
         fan_in = tuple(range(ndim, 2 * ndim + 1))
+        left = [after.shape[a] for a in form.axes_out]
         W = Weight((*left, *form.window, channels, out), W_std, fan_in, kind, s[0])
         if b_std is None:
             return after, (W, None)
@@ -262,34 +257,44 @@ class _Form:
         self.batch, self.channel = self.out.index("N"), self.out.index("C")
         self.axes = self.batch_in, self.channel_in
 
-    def positions(self, signal: Signal) -> list[Any]:
-        """The numbers of positions, in the order of the filter."""
+    def after(
+        self,
+        signal: Signal,
+        out: Any,
+        left: Callable[[Sequence[Any]], Sequence[int]] | None = None,
+    ) -> Signal:
+        """The signal with the axes, channels and positions of the output.
+
+        Args:
+            signal: before.
+            out: the number of channels.
+            left: the numbers of positions from those before, in the order of the
+                filter; by default those of a convolution.
+
+        Raises:
+            InputError: the signal has more or fewer axes.
+        """
         if len(signal.shape) != len(self.lhs):
             raise InputError(
                 f"A convolution with {len(self.window)} axes of positions takes arrays "
                 f"of {len(self.lhs)} axes, got shape {signal.shape}."
             )
-        return [signal.shape[a] for a in self.axes_in]
-
-    def after(self, signal: Signal, out: Any) -> Signal:
-        """The signal with the axes and channels of the output."""
-        self.positions(signal)
+        before = [signal.shape[a] for a in self.axes_in]
+        if left is None:
+            sizes = left_by(before, self.window, self.strides, self.padding)
+        else:
+            sizes = left(before)
         shape: list[Any] = [None] * len(self.out)
         shape[self.batch] = signal.shape[self.batch_in]
         shape[self.channel] = out
+        for a, size in zip(self.axes_out, sizes, strict=True):
+            shape[a] = size
         return signal.after(
             shape=tuple(shape),
             batch_axis=self.batch,
             channel_axis=self.channel,
             is_gaussian=True,
         )
-
-    def with_positions(self, signal: Signal, left: Sequence[int]) -> Signal:
-        """The signal with so many positions."""
-        shape = list(signal.shape)
-        for a, size in zip(self.axes_out, left, strict=True):
-            shape[a] = size
-        return signal.after(shape=tuple(shape), is_gaussian=True)
 
     def weights(
         self, signal: Signal, after: Signal, W_std: Any, b_std: Any, kind: str, s: int

@@ -49,7 +49,7 @@ def Dense(
     kind = parameterization_of(parameterization)
 
     def declared(signal: Signal, widths: Widths) -> tuple[Signal, Any]:
-        out = widths(out_dim, s[1] if kind == "standard" else 1)
+        out = widths(out_dim, kind, s)
         channels = known(signal.channels, "The number of channels")
         after = signal.with_channels(out)
         W = Weight((channels, out), W_std, (0,), kind, s[0])

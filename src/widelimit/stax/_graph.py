@@ -11,7 +11,7 @@ from jax import lax
 from .._errors import InputError, ShapeMismatchError
 from ._choice import chosen
 from ._layer import Layer, Leaf, layer, layer_of
-from ._signal import Signal, Widths
+from ._signal import Signal, Widths, positions
 
 
 class AggregateImplementation(enum.Enum):
@@ -57,7 +57,7 @@ def Aggregate(
     def vertices(ndim: int) -> tuple[int, ...]:
         ends = {batch_axis % ndim, channel_axis % ndim}
         if aggregate_axis is None:
-            return tuple(a for a in range(ndim) if a not in ends)
+            return positions(ndim, (batch_axis, channel_axis))
         given = (
             (aggregate_axis,)
             if isinstance(aggregate_axis, int)
@@ -94,10 +94,7 @@ def Aggregate(
         y = lax.dot_general(dense.astype(x.dtype), y, numbers)
         return jnp.moveaxis(y, range(len(front)), front)
 
-    def declared(signal: Signal, widths: Widths) -> tuple[Signal, tuple[()]]:
-        return signal.after(), ()
-
-    return layer_of(Leaf(run, declared, axes=(batch_axis, channel_axis)))
+    return layer_of(Leaf(run, axes=(batch_axis, channel_axis)))
 
 
 def _adjacency(pattern: Any, sizes: tuple[int, ...]) -> Any:

@@ -11,11 +11,11 @@ import numpy as np
 from .._api import Limit, limit
 from .._errors import InputError, ShapeMismatchError
 from .._jax import any_rank
-from .._kernel import Kernel, returned, wanted
+from .._kernel import Kernel, check_names, returned, wanted
 from ..trace import Normal, Width, WidthForm, normal
 from ._masks import MaskedArray, is_constant, parts, unmask, zeroed
 from ._signal import Signal, Signals, Widths
-from ._spec import Axes, Scope, Spec
+from ._spec import Axes, Scope, Serial, Spec
 from ._weights import declared
 
 _COVARIANCES = ("nngp", "ntk", "cov1", "cov2")
@@ -121,19 +121,19 @@ class KernelFn:
         if x2 is not None and all(a is None for a in jax.tree.leaves(x2, is_leaf=_no)):
             x2 = None
         pattern = (None, None) if pattern is None else tuple(pattern)
-        network = self._network(x1, pattern[0] is not None, options)
+        known = tuple(sorted(options.items()))
+        network = self._network(x1, pattern[0] is not None, known)
         one = network.data(x1, pattern[0], mask_constant)
         two = None if x2 is None else network.data(x2, pattern[1], mask_constant)
-        known = tuple(sorted(options.items()))
         origin = Origin(self.spec, x1, x2, pattern, mask_constant, known)
 
-        def result(output: _Output, masks: Any) -> Any:
-            values = output.values(one, two, names, masks)
+        def result(output: _Output) -> Any:
+            values = output.values(one, two, names)
             if get is None:
                 return Kernel(**values, origin=origin)
             return returned(values, get, "AnalyticKernel")
 
-        return network.each(one, two, result)
+        return network.each(one, result)
 
     def coupled(self, x: Any) -> bool:
         """Whether inputs of a batch interact, as where one is normalised by the others.
@@ -145,11 +145,9 @@ class KernelFn:
         """
         # Entries that are masked may be NaN, and do not matter here.
         x = jax.tree.map(lambda a: jnp.nan_to_num(jnp.asarray(a)), x)
-        network = self._network(x, False, {})
+        network = self._network(x, False, ())
         data = network.data(x, None, None)
-        found = network.each(
-            data, None, lambda output, masks: output.limit.coupled(data)
-        )
+        found = network.each(data, lambda output: output.limit.coupled(data))
         return any(jax.tree.leaves(found))
 
     def _on(
@@ -170,7 +168,7 @@ class KernelFn:
                 "that made it, so it should be what a `kernel_fn` returned, unchanged, "
                 "and alone: call the `kernel_fn` of the whole network otherwise."
             )
-        whole = KernelFn(_After(origin.spec, self.spec), self.functions)
+        whole = KernelFn(Serial((origin.spec, self.spec)), self.functions)
         pattern = origin.pattern if pattern is None else pattern
         return whole(
             origin.x1,
@@ -183,13 +181,14 @@ class KernelFn:
             **{**dict(origin.options), **options},
         )
 
-    def _network(self, x: Any, patterned: bool, options: dict[str, Any]) -> "_Network":
+    def _network(
+        self, x: Any, patterned: bool, options: tuple[tuple[str, Any], ...]
+    ) -> "_Network":
         """The network for inputs of one shape; compiled once."""
         leaves, tree = jax.tree.flatten(x)
-        known = tuple(sorted(options.items()))
-        key = (str(tree), *(np.shape(a)[1:] for a in leaves), patterned, known)
+        key = (str(tree), *(np.shape(a)[1:] for a in leaves), patterned, options)
         if key not in self._networks:
-            self._networks[key] = _Network(self.spec, x, patterned, options)
+            self._networks[key] = _Network(self.spec, x, patterned, dict(options))
         return self._networks[key]
 
 
@@ -202,28 +201,6 @@ def _all(kind: type, x: Any) -> bool:
     return bool(leaves) and all(isinstance(a, kind) for a in leaves)
 
 
-class _After(Spec):
-    """One network after another."""
-
-    def __init__(self, first: Spec, second: Spec) -> None:
-        self.first, self.second, self.axes = first, second, first.axes
-
-    @property
-    def parts(self) -> tuple[Spec, Spec]:
-        return self.first, self.second
-
-    def declare(
-        self, signal: Signals, widths: Widths, scope: Scope
-    ) -> tuple[Signals, Any]:
-        between, first = self.first.declare(signal, widths, scope)
-        after, second = self.second.declare(between, widths, scope)
-        return after, (first, second)
-
-    def forward(self, weights: Any, x: Any, scope: Scope, **kwargs: Any) -> Any:
-        x = self.first.forward(weights[0], x, scope, **kwargs)
-        return self.second.forward(weights[1], x, scope, **kwargs)
-
-
 class _Network:
     """A network of layers as a function of data, for inputs of one shape."""
 
@@ -231,14 +208,14 @@ class _Network:
         self, spec: Spec, x: Any, patterned: bool, options: dict[str, Any]
     ) -> None:
         self.spec, self.patterned = spec, patterned
-        options = dict(options)
         self.diagonal_batch = options.pop("diagonal_batch", True)
         self.diagonal_spatial = options.pop("diagonal_spatial", None)
         default = options.pop("batch_axis", None), options.pop("channel_axis", None)
         self.options = options
         leaves, self.tree = jax.tree.flatten(x)
         self.axes = _axes(spec.axes, leaves, default)
-        self._outputs: dict[Any, _Output] = {}
+        self._outputs: Any = None
+        self._masks = jax.jit(self._masks_now)
 
     def data(self, x: Any, pattern: Any, mask_constant: Any) -> dict[str, Any]:
         """Inputs as the compiler takes them: arrays with the inputs along axis 0."""
@@ -319,35 +296,34 @@ class _Network:
             **self.options,
         )
 
-    def each(self, one: Any, two: Any, result: Callable[["_Output", Any], Any]) -> Any:
+    def each(self, data: dict[str, Any], result: Callable[["_Output"], Any]) -> Any:
         """The result for every output of the network: one, or a list."""
-        signals, weights = self.declared(one)
-        masks = [None, None]
-        if "masked" in one:
-            masks = [None if d is None else self._masks(d) for d in (one, two)]
+        if self._outputs is None:
+            signals, weights = self.declared(data)
 
-        def at(signal: Any, path: tuple[int, ...]) -> Any:
-            if not isinstance(signal, Signal):
-                return type(signal)(at(s, (*path, i)) for i, s in enumerate(signal))
-            if path not in self._outputs:
-                self._outputs[path] = _Output(self, path, signal, weights)
-            return result(self._outputs[path], [_at(m, path) for m in masks])
+            def output(signal: Any, path: tuple[int, ...]) -> Any:
+                if isinstance(signal, Signal):
+                    return _Output(self, path, signal, weights)
+                return type(signal)(output(s, (*path, i)) for i, s in enumerate(signal))
 
-        return at(signals, ())
+            self._outputs = output(signals, ())
+        return _mapped(result, self._outputs)
 
-    def _masks(self, data: dict[str, Any]) -> Any:
+    def masks(self, data: dict[str, Any]) -> Any:
         """Where the outputs are masked: their values are not computed."""
+        return self._masks(data) if "masked" in data else None
+
+    def _masks_now(self, data: dict[str, Any]) -> Any:
         _, weights = self.spec.declare(self.signals(data), Widths(), Scope())
+        drawn = jax.eval_shape(lambda k: self.spec.draw(weights, k), jax.random.key(0))
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), drawn)
+        return parts(self.forward(zeros, data))[1]
 
-        def run(theta: Any, data: Any) -> Any:
-            return parts(self.forward(theta, data))[1]
 
-        zeros = jax.tree.map(
-            lambda w: jnp.zeros(w.shape),
-            weights,
-            is_leaf=lambda w: hasattr(w, "drawn"),
-        )
-        return jax.jit(run)(zeros, data)
+def _mapped(result: Callable[[Any], Any], outputs: Any) -> Any:
+    if isinstance(outputs, _Output):
+        return result(outputs)
+    return type(outputs)(_mapped(result, o) for o in outputs)
 
 
 def _at(tree: Any, path: tuple[int, ...]) -> Any:
@@ -414,23 +390,30 @@ class _Output:
         return y
 
     def values(
-        self, one: Any, two: Any, names: tuple[str, ...] | None, masks: Any
+        self, one: Any, two: Any, names: tuple[str, ...] | None
     ) -> dict[str, Any]:
         """What is asked for, by name."""
-        found: dict[str, Any] = dict(
-            x1_is_x2=two is None or _same(one, two),
-            is_gaussian=self._signal.is_gaussian,
-            is_reversed=False,
-            is_input=self._signal.is_input,
-            diagonal_batch=self._network.diagonal_batch,
-            diagonal_spatial=self._is_diagonal,
-            shape1=self._shape(one),
-            shape2=self._shape(one if two is None else two),
-            batch_axis=self._signal.axes[0],
-            channel_axis=self._signal.axes[1],
-            mask1=masks[0],
-            mask2=masks[1],
+        # What is not asked for is not computed.
+        facts: dict[str, Callable[[], Any]] = dict(
+            x1_is_x2=lambda: two is None or _same(one, two),
+            is_gaussian=lambda: self._signal.is_gaussian,
+            is_reversed=lambda: False,
+            is_input=lambda: self._signal.is_input,
+            diagonal_batch=lambda: self._network.diagonal_batch,
+            diagonal_spatial=lambda: self._is_diagonal,
+            shape1=lambda: self._shape(one),
+            shape2=lambda: self._shape(one if two is None else two),
+            batch_axis=lambda: self._signal.axes[0],
+            channel_axis=lambda: self._signal.axes[1],
+            mask1=lambda: self._mask(one),
+            mask2=lambda: None if two is None else self._mask(two),
         )
+        check_names(names, (*_COVARIANCES, *facts))
+        found = {
+            name: fact()
+            for name, fact in facts.items()
+            if names is None or name in names
+        }
         needed = {n for n in _COVARIANCES if names is None or n in names}
         net, positions = self.limit, self._ordered
         # Of a rule that is not symmetric both halves are wanted.
@@ -456,6 +439,9 @@ class _Output:
         if self._network.diagonal_batch:
             return self._ordered(self.limit.nngp(data, diagonal=True), first=1)
         return self._ordered(self.limit.nngp(data))
+
+    def _mask(self, data: Any) -> Any:
+        return _at(self._network.masks(data), self._path)
 
     def _shape(self, data: Any) -> tuple[int, ...]:
         found: Any = _at(self._network.finite_shape(data), self._path)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, ParamSpec
 
 import jax
@@ -72,12 +73,18 @@ class Leaf(Spec):
 
     def forward(self, weights: Any, x: Any, scope: Scope, **kwargs: Any) -> Any:
         """See `Spec`."""
-        value, mask = parts(x)
-        y = self.run(weights, value, mask=mask, **kwargs)
-        if not jax.tree.leaves(mask):
-            return y
-        shape = jax.tree.map(lambda a: a.shape, value)
-        return joined(y, self.mask(mask, shape))
+        return _with_mask(x, partial(self.run, weights, **kwargs), self.mask)
+
+
+def _with_mask(
+    x: Any, run: Callable[..., Any], mask_fn: Callable[[Any, Any], Any]
+) -> Any:
+    """What `run(value, mask=..)` makes, with the mask of the output if there is one."""
+    value, mask = parts(x)
+    y = run(value, mask=mask)
+    if not jax.tree.leaves(mask):
+        return y
+    return joined(y, mask_fn(mask, jax.tree.map(lambda a: a.shape, value)))
 
 
 P = ParamSpec("P")
@@ -215,11 +222,7 @@ class Foreign(Spec):
         }
         if self.mask_fn is None:
             return self.apply_fn(weights, x, **given)
-        value, mask = parts(x)
-        y = self.apply_fn(weights, value, mask=mask, **given)
-        if not jax.tree.leaves(mask):
-            return y
-        return joined(y, self.mask_fn(mask, jax.tree.map(lambda a: a.shape, value)))
+        return _with_mask(x, partial(self.apply_fn, weights, **given), self.mask_fn)
 
 
 _CHANNELS = 15_485_863

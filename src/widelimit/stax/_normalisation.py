@@ -36,10 +36,7 @@ def LayerNorm(
         mean, variance = mean_and_variance(x, axes, mask, keepdims=True)
         return (x - mean) / jnp.sqrt(eps + variance)
 
-    def declared(signal: Signal, widths: Widths) -> tuple[Signal, tuple[()]]:
-        return signal.after(), ()
-
-    return layer_of(Leaf(run, declared, axes=(batch_axis, channel_axis)))
+    return layer_of(Leaf(run, axes=(batch_axis, channel_axis)))
 
 
 @layer

@@ -13,7 +13,7 @@ from ._choice import chosen
 from ._layer import Layer, Leaf, layer, layer_of
 from ._masks import mean_and_variance
 from ._padding import Padding, left_by, per_position, strided, wrapped
-from ._signal import Signal, Widths
+from ._signal import Signal, Widths, positions
 
 
 @layer
@@ -102,10 +102,6 @@ def _pool(
     explicit = "SAME" if kind == Padding.SAME else "VALID"
     op, start = (lax.max, -math.inf) if scaled is None else (lax.add, 0.0)
 
-    def positions(ndim: int) -> tuple[int, ...]:
-        gone = {a % ndim for a in axes}
-        return tuple(a for a in range(ndim) if a not in gone)
-
     def reduced(x: Any, places: tuple[int, ...]) -> Any:
         full, by = [1] * x.ndim, [1] * x.ndim
         for a, w, s in zip(places, window, steps, strict=True):
@@ -113,16 +109,14 @@ def _pool(
         return lax.reduce_window(x, np.asarray(start, x.dtype), op, full, by, explicit)
 
     def run(weights: Any, x: Any, **kwargs: Any) -> Any:
-        places = positions(x.ndim)
+        places = positions(x.ndim, axes)
         if kind == Padding.CIRCULAR:
             x = wrapped(x, places, window, steps)
         y = reduced(x, places)
+        if scaled is None:
+            return y
         ones = [x.shape[a] if a in places else 1 for a in range(x.ndim)]
-        return (
-            y
-            if scaled is None
-            else scaled(y, lambda: reduced(jnp.ones(ones, x.dtype), places))
-        )
+        return scaled(y, lambda: reduced(jnp.ones(ones, x.dtype), places))
 
     def declared(signal: Signal, widths: Widths) -> tuple[Signal, tuple[()]]:
         shape = list(signal.shape)
@@ -134,18 +128,14 @@ def _pool(
 
     def mask(mask: Any, shape: Any) -> Any:
         _check_mask(mask, axes[1])
-        return strided(mask, positions(mask.ndim), window, steps, kind)
+        return strided(mask, positions(mask.ndim, axes), window, steps, kind)
 
     return layer_of(Leaf(run, declared, mask, axes))
 
 
 def _global(pool: Callable[..., Any], axes: tuple[int, int]) -> Layer:
-    def positions(ndim: int) -> tuple[int, ...]:
-        gone = {a % ndim for a in axes}
-        return tuple(a for a in range(ndim) if a not in gone)
-
     def run(weights: Any, x: Any, mask: Any = None, **kwargs: Any) -> Any:
-        return pool(x, positions(x.ndim), mask)
+        return pool(x, positions(x.ndim, axes), mask)
 
     def declared(signal: Signal, widths: Widths) -> tuple[Signal, tuple[()]]:
         batch, channel = signal.axes
@@ -160,7 +150,7 @@ def _global(pool: Callable[..., Any], axes: tuple[int, int]) -> Layer:
 
     def mask(mask: Any, shape: Any) -> Any:
         _check_mask(mask, axes[1])
-        return jnp.all(mask, positions(mask.ndim))
+        return jnp.all(mask, positions(mask.ndim, axes))
 
     return layer_of(Leaf(run, declared, mask, axes))
 

@@ -78,7 +78,7 @@ class Signal:
     @property
     def spatial_axes(self) -> tuple[int, ...]:
         """The axes of positions."""
-        return tuple(a for a in range(len(self.shape)) if a not in self.axes)
+        return positions(len(self.shape), self.axes)
 
     @property
     def spatial_shape(self) -> tuple[Size, ...]:
@@ -101,6 +101,12 @@ class Signal:
         shape = list(self.shape)
         shape[self.channel_axis] = channels
         return self.after(shape=tuple(shape), is_gaussian=True)
+
+
+def positions(ndim: int, axes: tuple[int, int]) -> tuple[int, ...]:
+    """The axes that are neither that of inputs nor that of channels."""
+    gone = {a % ndim for a in axes}
+    return tuple(a for a in range(ndim) if a not in gone)
 
 
 Signals = Any
@@ -139,8 +145,10 @@ class Widths:
         """Whether the limit is declared, not a finite network."""
         return self._largest is not None
 
-    def __call__(self, out_dim: int, s: int = 1) -> Size:
-        """The size of the axis.
+    def __call__(
+        self, out_dim: int, parameterization: str = "ntk", s: tuple[int, int] = (1, 1)
+    ) -> Size:
+        """The size of the axis, of a layer with these arguments.
 
         Raises:
             InputError: no positive whole number is given.
@@ -153,7 +161,7 @@ class Widths:
         size = int(out_dim)
         self.seen.add(size)
         if self._largest is None:
-            return size * s
+            return size * (s[1] if parameterization == "standard" else 1)
         return width(f"n{size}", ratio=size / self._largest, base=size)
 
 
