@@ -386,3 +386,16 @@ def test_stored_program_parses_back(name: str) -> None:
     maps = [line.op for line in program.lines if isinstance(line, Map)]
     assert not any(isinstance(op, Primitive) for op in maps)
     assert parse(str(program)) == program
+
+
+def test_weights_of_more_positions_than_numpy_counts_right() -> None:
+    # numpy/numpy#31980: weights of their own for each of 2 * 9000 positions.
+    params = {"U": wl.normal((2, 1, 9000, n)), "v": wl.normal((n, 1))}
+
+    def local(p: Params, x: Array) -> Array:
+        h = jnp.einsum("npi,pio->npo", x, p["U"][:, 0]).sum(1)
+        return h @ p["v"] / jnp.sqrt(n)
+
+    x = np.random.default_rng(0).normal(size=(2, 2, 9000))
+    expected = np.einsum("npi,mpi->nm", x, x)
+    np.testing.assert_allclose(wl.limit(local, params).nngp(x), expected, rtol=1e-10)

@@ -19,6 +19,7 @@ from widelimit.program import (
     Term,
     VecIn,
     identity_maps,
+    unravel,
 )
 from widelimit.trace._layout import Unifier
 from widelimit.trace._tracer import Tracer
@@ -35,6 +36,16 @@ def read(array: np.ndarray, maps: Sequence[AxisMap], out: Shape) -> np.ndarray:
         index = tuple(int(m.table[tuple(o[a] for a in m.letters)]) for m in maps)
         result[o] = array[index] if min(index, default=0) >= 0 else 0.0
     return result
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 9000, 1), (3, 6000), (18000,)])
+@pytest.mark.parametrize("before", [(2, 9000, 1), (18000, 1, 1), (4, 4500)])
+def test_many_positions(shape: Shape, before: Shape) -> None:
+    # As NumPy's own `unravel_index` has them, but for its mistake beyond 8192.
+    rest = np.arange(18000).reshape(before)
+    for size, found in zip(shape[::-1], unravel(rest, shape)[::-1], strict=True):
+        np.testing.assert_array_equal(found, rest % size)
+        rest = rest // size
 
 
 # ------------------------------------------------------------ random moves of positions

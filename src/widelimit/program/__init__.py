@@ -35,6 +35,7 @@ from ._lines import VecIn as VecIn
 from ._lines import Vector as Vector
 from ._lines import compose as compose
 from ._lines import identity_maps as identity_maps
+from ._lines import unravel as unravel
 from ._matrices import MatrixHandle as MatrixHandle
 from ._parse import parse as parse
 from ._perturbation import Part as Part

@@ -206,6 +206,18 @@ def compose(outer: AxisMap, inner: Sequence[AxisMap]) -> AxisMap:
     return AxisMap(letters, values)
 
 
+def unravel(positions: np.ndarray, shape: Sequence[int]) -> tuple[np.ndarray, ...]:
+    """The index of every flat position, along each axis of an array of this shape.
+
+    NumPy 2.3 to 2.4.6 is wrong for more than 8192 positions in an array whose last axis
+    has size 1 (numpy/numpy#31980), and right for a flat one.
+    """
+    if not shape:
+        return ()
+    found = np.unravel_index(positions.ravel(), tuple(shape))
+    return tuple(part.reshape(positions.shape) for part in found)
+
+
 def identity_maps(shape: Sequence[int], first: int = 0) -> tuple[AxisMap, ...]:
     """The maps that read position `o` at position `o`, of the letters from `first`."""
     return tuple(AxisMap.identity(first + i, s) for i, s in enumerate(shape))

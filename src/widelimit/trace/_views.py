@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..program import AxisMap, TensorArg, Term, compose
+from ..program import AxisMap, TensorArg, Term, compose, unravel
 from ._values import Linear
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class _NeedsMapError(Exception):
 def axis_maps(positions: np.ndarray, shape: tuple[int, ...]) -> tuple[AxisMap, ...]:
     """Flat positions (or -1) over an output, as one map for each axis of the input."""
     valid = positions >= 0
-    coordinates = np.unravel_index(np.maximum(positions, 0), shape) if shape else ()
+    coordinates = unravel(np.maximum(positions, 0), shape)
     maps: list[AxisMap] = []
     for c in coordinates:
         maps.append(_axis_map(np.broadcast_to(c, positions.shape), valid))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..program import AxisMap, compose
+from ..program import AxisMap, compose, unravel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +145,7 @@ class _Solver:
         else:
             found = found[..., 0]
         outside = found < 0
-        parts = np.unravel_index(np.maximum(found, 0), [self.sizes[a] for a in free])
+        parts = unravel(np.maximum(found, 0), [self.sizes[a] for a in free])
         for old, part in zip(free, parts, strict=True):
             values = AxisMap(tuple(range(found.ndim)), np.where(outside, -1, part))
             self.found[old] = compose(values, inner)
