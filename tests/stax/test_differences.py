@@ -183,6 +183,24 @@ def test_an_array_with_one_entry_an_input() -> None:
         kernel(stax.Dense(8), scaled)(X, None, "nngp")
 
 
+def test_an_array_with_one_entry_an_input_and_masks() -> None:
+    shifts = RNG.integers(1, 5, size=(3, 2, 4))  # whole numbers, one matrix an input
+    numbers = ((1,), (1,)), ((0,), (0,))
+    masked, present = Y[:, :2, None].copy(), Y[:, :2, None].copy()
+    masked[1, 0], present[1, 0] = 9.0, 0.0
+    mixed = stax.DotGeneral(rhs=shifts, dimension_numbers=numbers)
+    found = kernel(mixed, stax.Flatten())(masked, mask_constant=9.0)
+    y = np.einsum("nic,nij->ncj", present, shifts)
+    expected = np.einsum("ncj,mcj->nm", y, y) / 4
+    np.testing.assert_allclose(found.nngp, expected, rtol=1e-12)
+
+
+def test_the_axis_of_inputs_is_not_contracted() -> None:
+    summed = stax.DotGeneral(rhs=np.ones(3), dimension_numbers=(((0,), (0,)), ((), ())))
+    with pytest.raises(nt.UnsupportedError, match="contracts axis 0"):
+        kernel(stax.Dense(8), summed)(Y)
+
+
 def test_names_that_are_not_known() -> None:
     with pytest.raises(nt.InputError, match="ngp"):
         kernel(stax.Dense(8))(X, None, "ngp")

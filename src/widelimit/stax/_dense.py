@@ -145,6 +145,7 @@ def DotGeneral(
 
     Raises:
         InputError: both arrays are given.
+        UnsupportedError: the axis of inputs or of channels would be contracted.
     """
     if lhs is not None and rhs is not None:
         raise InputError("Give `lhs` or `rhs`, not both: the other one is the input.")
@@ -152,48 +153,48 @@ def DotGeneral(
         return Identity()
     on_right = rhs is None
     other = jnp.asarray(lhs if on_right else rhs)
+    other = other.astype(jnp.result_type(float, other))
     sides = [pair[::-1] if on_right else pair for pair in dimension_numbers]
     (contracted, _), (paired, paired_other) = sides
     # With an entry an input: where these are in the array.
     entries = [o for a, o in zip(paired, paired_other, strict=True) if a == batch_axis]
-    key = object()
+
+    def array(held: Any) -> Any:
+        return jnp.moveaxis(held, 0, entries[0]) if entries else other
 
     def dot(x: Any, fixed: Any) -> Any:
         left, right = (fixed, x) if on_right else (x, fixed)
         return lax.dot_general(left, right, dimension_numbers, precision)
 
-    def run(weights: Any, x: Any, is_infinite: bool = False, **kwargs: Any) -> Any:
-        fixed = other
-        if entries and is_infinite:
-            fixed = jnp.moveaxis(kwargs["held"][key], 0, entries[0])
-        return dot(x, fixed.astype(x.dtype))
+    def run(weights: Any, x: Any, held: Any = None, **kwargs: Any) -> Any:
+        return dot(x, array(held).astype(x.dtype))
 
     added = other.ndim - len(contracted) - len(paired) if on_right else 0
 
     def declared(signal: Signal, widths: Widths) -> tuple[Signal, tuple[()]]:
         channels, ndim = signal.channels, len(signal.shape)
+        batch, channel = (
+            _after_dot(a, ndim, contracted, paired, added) for a in signal.axes
+        )
         sizes = list(signal.shape)
         sizes[signal.axes[0]] = other.shape[entries[0]] if entries else 1
         sizes[signal.axes[1]] = 1
         shape = list(
             jax.eval_shape(
-                lambda x: run((), x), jax.ShapeDtypeStruct(tuple(sizes), other.dtype)
+                lambda x: dot(x, other), jax.ShapeDtypeStruct(tuple(sizes), other.dtype)
             ).shape
-        )
-        batch, channel = (
-            _after_dot(a, ndim, contracted, paired, added) for a in signal.axes
         )
         shape[batch], shape[channel] = signal.shape[signal.axes[0]], channels
         after = signal.after(shape=tuple(shape), batch_axis=batch, channel_axis=channel)
         return after, ()
 
-    def mask(mask: Any, shape: Any) -> Any:
+    def mask(mask: Any, shape: Any, held: Any = None) -> Any:
         whole = list(shape)
         whole[channel_axis] = mask.shape[channel_axis]
         here = (~jnp.broadcast_to(mask, whole)).astype(other.dtype)
-        return dot(here, (other != 0).astype(other.dtype)) == 0
+        return dot(here, (array(held) != 0).astype(other.dtype)) == 0
 
-    held = (key, jnp.moveaxis(other, entries[0], 0)) if entries else None
+    held = jnp.moveaxis(other, entries[0], 0) if entries else None
     axes = batch_axis, channel_axis
     return layer_of(Leaf(run, declared, mask, axes, held))
 

@@ -49,19 +49,19 @@ class Leaf(Spec):
         declared: the signal after it, and its weights; by default the same and none.
         mask: the mask of its output from that of its input and the input's shape.
         axes: the axes of inputs and of channels that its arguments name.
-        held: an array with one entry an input, the inputs first, under a key; in the
-            limit `run` is given `held`, with the entries of its inputs.
+        held: an array with one entry an input, the inputs first; `run` and `mask` are
+            given those of their inputs as `held`.
     """
 
     run: Callable[..., Any]
     declared: Callable[[Any, Widths], tuple[Any, Any]] = _same_signal
-    mask: Callable[[Any, Any], Any] = _same_mask
+    mask: Callable[..., Any] = _same_mask
     axes: Axes = None
-    held: tuple[Any, Any] | None = None
+    held: Any = None
 
     def arrays(self) -> dict[Any, Any]:
         """See `Spec`."""
-        return {} if self.held is None else dict([self.held])
+        return {} if self.held is None else {self: self.held}
 
     def declare(
         self, signal: Signals, widths: Widths, scope: Scope
@@ -73,7 +73,12 @@ class Leaf(Spec):
 
     def forward(self, weights: Any, x: Any, scope: Scope, **kwargs: Any) -> Any:
         """See `Spec`."""
-        return _with_mask(x, partial(self.run, weights, **kwargs), self.mask)
+        mask = self.mask
+        if self.held is not None:
+            # In the limit they are data, of as many inputs as there are.
+            here = kwargs["held"][self] if kwargs.get("is_infinite") else self.held
+            kwargs, mask = {**kwargs, "held": here}, partial(mask, held=here)
+        return _with_mask(x, partial(self.run, weights, **kwargs), mask)
 
 
 def _with_mask(
