@@ -10,7 +10,7 @@ from widelimit import stax
 
 def main() -> dict[str, float]:
     """The distance of network and prediction on test images, in the end."""
-    x, y, x_test, _ = digits(96, 32)
+    x, y, x_test, _ = digits(64, 16)
     init_fn, f, _ = stax.serial(
         stax.Dense(2048, 1.0, 0.05), stax.Erf(), stax.Dense(10, 1.0, 0.05)
     )
