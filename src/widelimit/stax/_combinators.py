@@ -124,6 +124,8 @@ class _Parallel(Spec):
 class _Repeat(Spec):
     def __init__(self, spec: Spec, count: int) -> None:
         self.spec, self.count, self.axes = spec, count, spec.axes
+        # In the limit the first may read finitely many channels, the others do not.
+        self._unrolled = Serial((spec,) * count)
 
     @property
     def parts(self) -> Sequence[Spec]:
@@ -133,8 +135,7 @@ class _Repeat(Spec):
         self, signal: Signals, widths: Widths, scope: Scope
     ) -> tuple[Signals, Any]:
         if widths.is_infinite:
-            # The first may read finitely many channels, the others do not.
-            return self._unrolled(signal, widths, scope)
+            return self._unrolled.declare(signal, widths, scope)
         after, weights = self.spec.declare(signal, widths, scope)
         if shapes(after) != shapes(signal):
             raise ShapeMismatchError(
@@ -151,15 +152,6 @@ class _Repeat(Spec):
 
         return after, jax.tree.map(stacked, weights, is_leaf=is_weight)
 
-    def _unrolled(
-        self, signal: Signals, widths: Widths, scope: Scope
-    ) -> tuple[Signals, Any]:
-        weights = []
-        for _ in range(self.count):
-            signal, mine = self.spec.declare(signal, widths, scope)
-            weights.append(mine)
-        return signal, weights
-
     def draw(self, weights: Any, key: Any) -> Any:
         if not self.count:
             return ()
@@ -171,9 +163,7 @@ class _Repeat(Spec):
         if not self.count:
             return x
         if kwargs.get("is_infinite"):
-            for _, mine, given in each_of([self.spec] * self.count, weights, kwargs):
-                x = self.spec.forward(mine, x, scope, **given)
-            return x
+            return self._unrolled.forward(weights, x, scope, **kwargs)
         rng = kwargs.pop("rng", None)
         keys = None if rng is None else jax.random.split(rng, self.count)
 

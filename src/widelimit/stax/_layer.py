@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, ParamSpec
 
 import jax
@@ -77,8 +76,8 @@ class Leaf(Spec):
         if self.held is not None:
             # In the limit they are data, of as many inputs as there are.
             here = kwargs["held"][self] if kwargs.get("is_infinite") else self.held
-            kwargs, mask = {**kwargs, "held": here}, partial(mask, held=here)
-        return _with_mask(x, partial(self.run, weights, **kwargs), mask)
+            kwargs, mask = {**kwargs, "held": here}, functools.partial(mask, held=here)
+        return _with_mask(x, functools.partial(self.run, weights, **kwargs), mask)
 
 
 def _with_mask(
@@ -227,7 +226,8 @@ class Foreign(Spec):
         }
         if self.mask_fn is None:
             return self.apply_fn(weights, x, **given)
-        return _with_mask(x, partial(self.apply_fn, weights, **given), self.mask_fn)
+        run = functools.partial(self.apply_fn, weights, **given)
+        return _with_mask(x, run, self.mask_fn)
 
 
 _CHANNELS = 15_485_863
