@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -19,9 +19,19 @@ from ._errors import (
     ShapeMismatchError,
     UnsupportedError,
 )
-from ._jax import any_rank, is_concrete
-from ._networks import Networks, diverges, is_mean, key_of, struct_of, with_rows
-from .asymptotics import Engine, Side
+from ._jax import any_rank, enable_x64, is_concrete
+from ._kernel import check_names, returned, wanted
+from ._networks import (
+    Networks,
+    diverges,
+    is_mean,
+    key_of,
+    named_inputs,
+    struct_of,
+    with_rows,
+)
+from ._sampled import MAX_SAMPLES, SAMPLES, SampledLimit, estimates
+from .asymptotics import FORMULAS, Engine, NeedsDraws, Question, Side
 from .kernels import BlockKernel, PairKernel, Quantities, averaged, mean_of
 from .program import TensorProgram
 from .report import (
@@ -143,6 +153,7 @@ class Limit:
     ) -> None:
         self.f, self.params, self.trace_axes = f, params, trace_axes
         self._networks = Networks(f, params, trace_axes)
+        self._sampled = SampledLimit(self._networks, trace_axes)
         self._kernels: dict[Any, BlockKernel] = {}
         self._means: dict[Any, Any] = {}
 
@@ -241,49 +252,70 @@ class Limit:
         diagonal: bool = False,
     ) -> dict[str, Any]:
         """Kernels of two data sets, by name; or of each input with itself."""
+        x1, x2, batch = self._checked(x1, x2, what)
+        dtype = _dtype(x1)
+        x1, x2 = _cast(x1, dtype), None if x2 is None else _cast(x2, dtype)
+        try:
+            if not batch:
+                return self._by_pairs(x1, x2, progress, what, diagonal)
+            found = self._sampled.question(x1, x2, dtype, what).formulas()
+        except NeedsDraws:
+            found = self._sampled.kernels(x1, x2, dtype, what)
+        return jax.tree.map(_equal_inputs, found) if diagonal else found
+
+    def _checked(
+        self, x1: Any, x2: Any | None, what: Sequence[str]
+    ) -> tuple[Any, Any | None, bool]:
+        """Data that the network can take, and whether a batch is one input."""
         x1 = self._inputs(x1, "x1")
-        other = None
         if x2 is not None:
             _check_axes(x1, x2)
-            other = self._inputs(x2, "x2")
+            x2 = self._inputs(x2, "x2")
         batch = self._networks.is_coupled(x1) or (
-            other is not None and self._networks.is_coupled(other)
+            x2 is not None and self._networks.is_coupled(x2)
         )
-        one, two = struct_of(x1), struct_of(x1 if other is None else other)
+        one = struct_of(x1)
         network = self._networks.limit(one, batch)
         if "nngp" in what or not is_mean(network.output):
             self._check_order(network)
         if not batch:
             self._check_data(one, x1)
-        first = self._networks.asked(one, batch, frozenset(what))
-        second = first
-        if other is not None:
-            second = self._of_second(one, two, batch, frozenset(what))
+        self._networks.asked(one, batch, frozenset(what))
+        if x2 is not None:
+            self._of_second(one, struct_of(x2), batch, frozenset(what))
             if not batch:
-                self._check_data(two, other)
+                self._check_data(struct_of(x2), x2)
+        return x1, x2, batch
+
+    def _by_pairs(
+        self,
+        x1: Any,
+        x2: Any | None,
+        progress: Any,
+        what: Sequence[str],
+        diagonal: bool,
+    ) -> dict[str, Any]:
+        """Kernels of inputs that do not interact, pair by pair, by formulas."""
+        one, two = struct_of(x1), struct_of(x1 if x2 is None else x2)
+        first, second = (
+            self._networks.asked(x, False, frozenset(what)) for x in (one, two)
+        )
         dtype = _dtype(x1)
-        x1, other = _cast(x1, dtype), None if other is None else _cast(other, dtype)
-        kernel = PairKernel(first, second, self.trace_axes, batch)
+        kernel = PairKernel(first, second, self.trace_axes, False)
         shared = self._networks.shared(dtype, what)
-        if batch:
-            a = {**shared, **_named(x1, whole=True)}
-            if other is None:
-                found = kernel.same(a, dtype)
-                return jax.tree.map(_equal_inputs, found) if diagonal else found
-            return kernel.pair(a, {**shared, **_named(other, whole=True)}, dtype)
         keys = [key_of(with_rows(s, 1)) for s in (one, two)]
         key = (*keys, str(dtype), frozenset(what))
         if key not in self._kernels:
             self._kernels[key] = BlockKernel(
                 lambda c, a, b: kernel.pair(
-                    {**c, **_named(a)}, {**c, **_named(b)}, dtype
+                    {**c, **named_inputs(a)}, {**c, **named_inputs(b)}, dtype
                 ),
-                lambda c, a: kernel.same({**c, **_named(a)}, dtype),
+                lambda c, a: kernel.same({**c, **named_inputs(a)}, dtype),
                 kernel.swap,
             )
         if diagonal:
             return self._kernels[key].diagonal(shared, x1)
-        return self._kernels[key](shared, x1, other, progress)
+        return self._kernels[key](shared, x1, x2, progress)
 
     def _of_second(
         self, one: Any, two: Any, batch: bool, what: frozenset[str]
@@ -325,14 +357,79 @@ class Limit:
         if key not in self._means:
 
             def one(shared: Any, row: Any) -> Any:
-                side = Side(network.program, {**shared, **_named(row, whole=batch)})
-                return mean_of(Engine([side], dtype=dtype), network.output)
+                given = named_inputs(row, whole=batch)
+                side = Side(network.program, {**shared, **given})
+                engine = Engine([side], dtype=dtype, sampling=FORMULAS)
+                return mean_of(engine, network.output)
 
             def each(shared: Any, rows: Any) -> Any:
                 return jax.lax.map(lambda row: one(shared, row)[0], rows)
 
             self._means[key] = jax.jit(one if batch else each)
-        return self._means[key](shared, x)
+        try:
+            return self._means[key](shared, x)
+        except NeedsDraws:
+            return self._sampled.mean(x, dtype)
+
+    def estimate(
+        self,
+        x1: Any,
+        x2: Any | None = None,
+        get: str | Iterable[str] = "nngp",
+        *,
+        samples: int = SAMPLES,
+        rtol: float | None = None,
+        route: str = "auto",
+        key: Any = None,
+        progress: Any = None,
+    ) -> Any:
+        """Kernels with an error for every entry, in double precision.
+
+        Expectations that have a formula are computed by it. Of the others the Gaussian
+        vectors that they need are drawn, jointly for all inputs, as quasi-random
+        samples; whatever is independent of those keeps its formula. Samples are drawn
+        in 16 independent randomisations, whose spread is the standard error.
+
+        Args:
+            x1: N1 inputs, as for `nngp`.
+            x2: N2 inputs, or None for `x1`.
+            get: "nngp" or "ntk"; or a tuple of them, for both from the same samples.
+            samples: in every randomisation, a power of two.
+            rtol: the error that is wanted, relative to the largest entry: `samples` are
+                doubled until it is reached, up to 2^18.
+            route: "auto", or "samples" to draw everything that is random. The latter
+                does without formulas, and checks them.
+            key: a JAX random key of the randomisations; fixed if None.
+            progress: called as `progress(done, all)` after each randomisation.
+
+        Returns:
+            An `Estimate`: `.value`, `.error` (99 % half-width), `.stderr`, `.route`,
+            the arrays of shape (N1, N2, *I, *I'). A named tuple of them for a tuple
+            `get`.
+
+        Raises:
+            InputError: as for `nngp`; an argument out of its range.
+            UnsupportedError: the samples do not fit into memory.
+
+        Warns:
+            UserWarning: `rtol` was not reached; the message says what was.
+
+        References:
+            Yang (2019), https://arxiv.org/abs/1902.04760, theorem 4;
+            Owen (1997), on randomised quasi-Monte Carlo.
+        """
+        names = wanted(get)
+        check_names(names, ("nngp", "ntk"))
+        assert names is not None
+        _check_sampling(samples, rtol, route)
+        seed = [] if key is None else np.ravel(jax.random.key_data(key)).tolist()
+        with enable_x64():
+            x1, x2, _ = self._checked(x1, x2, names)
+            dtype = np.dtype(float)
+            x1, x2 = _cast(x1, dtype), None if x2 is None else _cast(x2, dtype)
+            question = self._sampled.question(x1, x2, dtype, names)
+            found = estimates(question, samples, rtol, seed, progress, route)
+        return returned(found, get, "Estimates")
 
     def _mean_beside(self, x: Any, covariance: Any) -> dict[str, Any]:
         """The mean of the output for `check`, unless it is zero beside rounding."""
@@ -449,7 +546,7 @@ class Limit:
         back, program = self._networks.products(struct_of(x), batch)
         inputs = _cast(jax.tree.map(lambda a: a if batch else a[:1], x), dtype)
         shared = self._networks.shared(dtype)
-        side = Side(program, {**shared, **_named(inputs, whole=True)})
+        side = Side(program, {**shared, **named_inputs(inputs, whole=True)})
         return gradient_report(Engine([side], dtype=dtype), back, program)
 
     def order(self, x: Any) -> dict[str, Fraction]:
@@ -473,19 +570,19 @@ class Limit:
         asked = self._networks.asked(struct_of(x), batch, frozenset({"nngp"}))
         shared, x = self._networks.shared(dtype), _cast(x, dtype)
         if batch:
-            rows = [_named(x, whole=True)]
+            rows = [named_inputs(x, whole=True)]
         else:
             count = jax.tree.leaves(x)[0].shape[0]
             picks = [
                 jax.tree.map(lambda a, i=i: a[i], x) for i in (0, min(1, count - 1))
             ]
-            rows = [_named(p) for p in picks]
+            rows = [named_inputs(p) for p in picks]
         sides = [Side(asked.program, {**shared, **r}) for r in rows]
-        engine = Engine(sides, dtype=dtype)
-        if asked.outputs["nngp"].power <= 0:
-            pairs = PairKernel(asked, asked, self.trace_axes, batch)
-            pairs.of(engine, (0, len(sides) - 1))
-        return engine
+        pairs = PairKernel(asked, asked, self.trace_axes, batch)
+        question = Question(sides, pairs.on, dtype)
+        if asked.outputs["nngp"].power > 0:
+            return question.engine(None)
+        return question.asked_engine(SAMPLES)
 
     # The finite network ---------------------------------------------------------------
 
@@ -594,7 +691,7 @@ class Limit:
         count = jax.tree.leaves(x)[0].shape[0]
         for i in range(count):
             row = jax.tree.map(lambda a, i=i: a[i], x)
-            engine = Engine((Side(network.program, {**shared, **_named(row)}),))
+            engine = Engine((Side(network.program, {**shared, **named_inputs(row)}),))
             for c in network.checks:
                 value = np.asarray(engine.tensor_or_zeros(0, c.ref))
                 if value.size and (value.min() < c.low or value.max() > c.high):
@@ -636,6 +733,19 @@ class Limit:
                         "first."
                     )
         return x
+
+
+def _check_sampling(samples: Any, rtol: float | None, route: str) -> None:
+    whole = isinstance(samples, int | np.integer) and not isinstance(samples, bool)
+    if not whole or not 2 <= samples <= MAX_SAMPLES or samples & (samples - 1):
+        raise InputError(
+            f"`samples` should be a power of two from 2 to {MAX_SAMPLES}, got "
+            f"{samples!r}."
+        )
+    if rtol is not None and not rtol > 0:
+        raise InputError(f"`rtol` should be a positive number, got {rtol!r}.")
+    if route not in ("auto", "samples"):
+        raise InputError(f"`route` should be 'auto' or 'samples', got {route!r}.")
 
 
 def _check_axes(x1: Any, x2: Any) -> None:
@@ -683,12 +793,3 @@ def _cast(x: Any, dtype: Any) -> Any:
         ),
         x,
     )
-
-
-def _named(x: Any, whole: bool = False) -> dict[str, Any]:
-    """The inputs of a program from one input, or from a whole batch."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(x)
-    return {
-        "x" if not path else f"x.{path_name(path)}": a if whole else a[None]
-        for path, a in paths
-    }

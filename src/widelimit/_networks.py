@@ -439,3 +439,12 @@ def key_of(x: Any) -> Any:
     """A key for inputs of one structure, shape and type."""
     leaves, tree = jax.tree.flatten(x)
     return (str(tree), tuple((tuple(a.shape), str(a.dtype)) for a in leaves))
+
+
+def named_inputs(x: Any, whole: bool = False) -> dict[str, Any]:
+    """The inputs of a program from one input, or from a whole batch."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(x)
+    return {
+        "x" if not path else f"x.{path_name(path)}": a if whole else a[None]
+        for path, a in paths
+    }

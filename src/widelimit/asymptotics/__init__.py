@@ -1,8 +1,14 @@
 """From a tensor program to its limit, by Theorem 4 of Yang (2019)."""
 
+from ._draws import FORMULAS as FORMULAS
+from ._draws import NeedsDraws as NeedsDraws
+from ._draws import Sampling as Sampling
 from ._engine import Engine as Engine
 from ._engine import Side as Side
 from ._engine import Step as Step
+from ._estimated import REPEATS as REPEATS
+from ._estimated import Plan as Plan
+from ._estimated import Question as Question
 from ._limit import ProgramLimit as ProgramLimit
 from ._limit import limit as limit
 from ._product import Factor as Factor

@@ -13,10 +13,15 @@ only where both sides agree are computed only there ("aligned"): a flattened rea
 needs the diagonal in positions, a pooled one needs all pairs, and nobody has to say so.
 
 A *side* is a program with its input data. Two sides share their weights by name.
+
+Some lines may be *drawn* (`_draws`): they are then constants with one more letter, the
+sample. `second_given` and `mean` are given the draws, `second` and `cov` are averages
+over them.
 """
 
 import contextlib
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -39,7 +44,6 @@ from ..program import (
     MatMul,
     Moment,
     Nonlin,
-    Output,
     Primitive,
     Ratio,
     Readout,
@@ -48,12 +52,12 @@ from ..program import (
     TensorProgram,
     Term,
     VecIn,
-    Vector,
     appearance,
     compose,
     regress,
 )
 from ..scalar import Const, Expr
+from ._draws import Draws, Families, Family, Sampling, check_size, is_gaussian
 from ._expectation import expectation
 from ._index import Index, Letter, Letters, View, equality
 from ._parity import Parities, Parity
@@ -104,7 +108,11 @@ class Engine:
     """Second moments, means and tensors of the lines of one or more sides."""
 
     def __init__(
-        self, sides: Sequence[Side], accuracy: Accuracy | None = None, dtype: Any = None
+        self,
+        sides: Sequence[Side],
+        accuracy: Accuracy | None = None,
+        dtype: Any = None,
+        sampling: Sampling | None = None,
     ) -> None:
         self.sides = tuple(sides)
         self.accuracy = accuracy or Accuracy()
@@ -115,15 +123,18 @@ class Engine:
         self._pairs: dict[_Canonical, tuple[Any, tuple[Letter, ...]]] = {}
         self._tensors: dict[tuple[int, int], Any] = {}
         self._means: dict[tuple[int, int], Any] = {}
-        parities = Parities()
-        self._parities = [parities.of(s.program) for s in self.sides]
-        self._still = [_without_variance(s.program) for s in self.sides]
+        parities, programs = Parities(), [s.program for s in self.sides]
+        self._parities = [parities.of(p) for p in programs]
+        self.families = Families(programs, self._parities)
+        self.draws = None if sampling is None else Draws(self, sampling)
+        self._drawn = self.draws.drawn if self.draws else frozenset()
+        self._changing = self.families.changing(self._drawn)
 
     # Public questions -----------------------------------------------------------------
 
     def view(self, ref: int, side: int = 0) -> tuple[View, tuple[Letter, ...]]:
         """A line at fresh letters, one for every index."""
-        letters = tuple(self.letters.new(s) for s in self._shape(side, ref))
+        letters = tuple(self.letters.new(s) for s in self.shape(side, ref))
         return View(
             side, ref, tuple(self.letters.identity(a) for a in letters)
         ), letters
@@ -132,8 +143,25 @@ class Engine:
         """E Z of a line, of its index shape; None for a structural zero."""
         view, letters = self.view(ref, side)
         with self._deep():
-            total = self.mean(view)
+            total = self.averaged(self.mean(view))
         return self._full(materialise(total, self.letters, letters), letters)
+
+    def law_mean_array(self, side: int, ref: int) -> Any:
+        """The mean of a Gaussian line; None for a structural zero."""
+        view, letters = self.view(ref, side)
+        total = self._law_mean(view)
+        return self._full(materialise(total, self.letters, letters), letters)
+
+    def cov_matrix(self, x: tuple[int, int], y: tuple[int, int]) -> Any:
+        """The covariance of two Gaussian lines, their positions in rows and columns."""
+        u, a = self.view(x[1], x[0])
+        v, b = self.view(y[1], y[0])
+        found = materialise(self.cov(u, v), self.letters, (*a, *b))
+        if found is None:
+            found = jnp.zeros((1,) * len(a + b), self.dtype)
+        full = self._full(found.astype(self.dtype), (*a, *b))
+        rows = math.prod(self.letters.sizes[i] for i in a)
+        return jnp.reshape(full, (rows, -1))
 
     def pair_array(
         self,
@@ -155,7 +183,7 @@ class Engine:
         first, a = self.view(u, sides[0])
         b = tuple(
             a[i] if i in same else self.letters.new(s)
-            for i, s in enumerate(self._shape(sides[1], v))
+            for i, s in enumerate(self.shape(sides[1], v))
         )
         second = View(sides[1], v, tuple(self.letters.identity(x) for x in b))
         with self._deep():
@@ -173,23 +201,52 @@ class Engine:
         if self.is_gaussian(u.side, u.ref) and self.is_gaussian(v.side, v.ref):
             return self.cov(u, v)
         total = self.second(u, v)
-        means = _times(self.mean(u), self.mean(v))
+        means = _times(self.averaged(self.mean(u)), self.averaged(self.mean(v)))
         return total + _scaled(means, -1.0)
 
     def second(self, u: View, v: View) -> Sum:
         """E[Z^u Z^v] over the letters of both views."""
         if self._parity(u).excludes(self._parity(v)):
             return ZERO
-        if self.is_gaussian(u.side, u.ref) and self.is_gaussian(v.side, v.ref):
+        if not (self.reads_draws(u.side, u.ref) or self.reads_draws(v.side, v.ref)):
+            return self.second_given(u, v)
+        return self._memo(
+            "average", u, v, lambda x, y: self.averaged(self.second_given(x, y))
+        )
+
+    def averaged(self, total: Sum) -> Sum:
+        """The mean over the samples of what is given them."""
+        return total if self.draws is None else tuple(map(self._averaged, total))
+
+    def is_sampled(self, factor: Factor) -> bool:
+        """Whether a factor is a number for every sample."""
+        return self.draws is not None and self.draws.letter in factor.letters()
+
+    def _averaged(self, product: Product) -> Product:
+        assert self.draws is not None
+        letter, count = self.draws.letter, self.draws.count
+        if not any(map(self.is_sampled, product.factors)):
+            return product
+        summed = self.letters.new(count)
+        one = Factor(np.asarray(1.0 / count), ())
+        return product.renamed(letter, summed, self.letters).times(one, sums=(summed,))
+
+    def second_given(self, u: View, v: View) -> Sum:
+        """E[Z^u Z^v] over the letters of both views, given the draws."""
+        if self._parity_given(u).excludes(self._parity_given(v)):
+            return ZERO
+        if self.is_still(u.side, u.ref) or self.is_still(v.side, v.ref):
+            return _times(self.mean(u), self.mean(v))
+        if self.is_leaf(u.side, u.ref) and self.is_leaf(v.side, v.ref):
             return self.cov(u, v) + _times(self.mean(u), self.mean(v))
         for x, y in ((u, v), (v, u)):
             line = self.line(x)
             if (
                 isinstance(line, LinComb)
-                and not self.is_gaussian(x.side, x.ref)
+                and not self.is_leaf(x.side, x.ref)
                 and self._lazy(line)
             ):
-                return self._expand(x, line, lambda z, y=y: self.second(z, y), y)
+                return self._expand(x, line, lambda z, y=y: self.second_given(z, y), y)
         return self._memo("second", u, v, self._second_now)
 
     def cov(self, u: View, v: View) -> Sum:
@@ -219,15 +276,18 @@ class Engine:
         return self._memo("cov", u, v, self._cov_now)
 
     def mean(self, u: View) -> Sum:
-        """E Z^u over the letters of the view."""
-        if self._parity(u).odd:
+        """E Z^u over the letters of the view, given the draws."""
+        if self.is_drawn(u.side, u.ref):
+            assert self.draws is not None
+            letter = self.letters.identity(self.draws.letter)
+            sample = self.draws.sample(u.side, u.ref)
+            return (Product((Factor(sample, (*u.indices, letter)),)),)
+        if self._parity_given(u).odd:
             return ZERO
         line = self.line(u)
         match line:
-            case VecIn():
-                return self._input_mean(u, line)
-            case MatMul() | Readout():
-                return ZERO
+            case VecIn() | MatMul() | Readout():
+                return self._law_mean(u)
             case LinComb():
                 return self._combination_mean(u, line)
             case Nonlin():
@@ -235,8 +295,22 @@ class Engine:
             case _:
                 raise TypeError(f"line `{line.name}` is not a vector")
 
+    def _law_mean(self, u: View) -> Sum:
+        """The mean of a Gaussian line, drawn or not."""
+        line = self.line(u)
+        match line:
+            case VecIn():
+                return self._input_mean(u, line)
+            case MatMul() | Readout():
+                return ZERO
+        return self._expand(u, line, self._law_mean, None, constants=True)
+
     def _parity(self, u: View) -> Parity:
         return self._parities[u.side][u.ref]
+
+    def _parity_given(self, u: View) -> Parity:
+        """Given the draws, only signs that leave them alone are free."""
+        return self._parity(u).given(self._changing)
 
     @contextlib.contextmanager
     def _deep(self) -> Iterator[None]:
@@ -261,7 +335,7 @@ class Engine:
     def tensor_or_zeros(self, side: int, ref: int) -> Any:
         """The value of a Tensor line as an array of its shape."""
         value = self.tensor(side, ref)
-        shape = self._shape(side, ref)
+        shape = self.shape(side, ref)
         return (
             jnp.zeros(shape, self.dtype)
             if value is None
@@ -271,10 +345,10 @@ class Engine:
     def _tensor_now(self, side: int, ref: int) -> Any:
         line = self.sides[side].program.lines[ref]
         if isinstance(line, Moment):
-            letters = tuple(self.letters.new(s) for s in self._shape(side, ref))
+            letters = tuple(self.letters.new(s) for s in self.shape(side, ref))
             indices = tuple(self.letters.identity(a) for a in letters)
             self.steps.append(Step("moment", View(side, ref, indices), None))
-            total = expectation(self, [(side, line, indices)], letters)
+            total = self.averaged(expectation(self, [(side, line, indices)], letters))
             return self._full(materialise(total, self.letters, letters), letters)
         assert isinstance(line, Map)
         match line.op:
@@ -344,7 +418,7 @@ class Engine:
         value = self.tensor(side, arg.ref)
         if value is None:
             return None
-        value = jnp.broadcast_to(value, self._shape(side, arg.ref))
+        value = jnp.broadcast_to(value, self.shape(side, arg.ref))
         axes = tuple(i for i, a in enumerate(arg.letters) if a < 0)
         value = jnp.squeeze(value, axes)
         return Factor(value, tuple(indices[a] for a in arg.letters if a >= 0))
@@ -526,9 +600,9 @@ class Engine:
     def _second_now(self, u: View, v: View) -> Sum:
         for x, y in ((u, v), (v, u)):
             line = self.line(x)
-            if isinstance(line, LinComb) and not self.is_gaussian(x.side, x.ref):
+            if isinstance(line, LinComb) and not self.is_leaf(x.side, x.ref):
                 self.steps.append(Step("linear", u, v))
-                return self._expand(x, line, lambda z, y=y: self.second(z, y), y)
+                return self._expand(x, line, lambda z, y=y: self.second_given(z, y), y)
         self.steps.append(Step("nonlin", u, v))
         out = sorted({a for x in (u, v) for i in x.indices for a in i.letters})
         pair = [(x.side, x.ref, x.indices) for x in (u, v)]
@@ -547,9 +621,8 @@ class Engine:
                 return total
             view, letters = self.view(u.ref, u.side)
             total = self._expand(view, line, self.mean, None, constants=True)
-            value = materialise(total, self.letters, letters)
-            self._means[key] = self._full(value, letters)
-        return (Product((Factor(self._means[key], u.indices),)),)
+            self._means[key] = self._kept(total, letters)
+        return self._read(self._means[key], u.indices)
 
     def _nonlin_mean(self, u: View) -> Sum:
         key = (u.side, u.ref)
@@ -557,10 +630,35 @@ class Engine:
             view, letters = self.view(u.ref, u.side)
             self.steps.append(Step("mean", view, None))
             total = expectation(self, [(u.side, u.ref, view.indices)], letters)
-            value = materialise(total, self.letters, letters)
-            self._means[key] = self._full(value, letters)
-        value = self._means[key]
-        return ZERO if value is None else (Product((Factor(value, u.indices),)),)
+            self._means[key] = self._kept(total, letters)
+        return self._read(self._means[key], u.indices)
+
+    def with_samples(self, letters: Sequence[Letter]) -> tuple[Letter, ...]:
+        """The letters that a number given the draws can have."""
+        return (*letters, *([] if self.draws is None else [self.draws.letter]))
+
+    def _kept(self, total: Sum, letters: Sequence[Letter]) -> Any:
+        """The array of a mean given the draws, the samples its last axis if any."""
+        value = materialise(total, self.letters, self.with_samples(letters))
+        if value is None or self.draws is None:
+            return self._full(value, letters)
+        sizes = (self.letters.sizes[a] for a in letters)
+        return jnp.broadcast_to(self._checked(value), (*sizes, value.shape[-1]))
+
+    def _checked(self, value: Any) -> Any:
+        if self.draws is not None:
+            check_size(value.size, self.draws.count)
+        return value
+
+    def _read(self, value: Any, indices: Sequence[Index]) -> Sum:
+        if value is None:
+            return ZERO
+        if self.draws is not None:
+            if value.shape[-1] == 1:
+                value = jnp.squeeze(value, -1)
+            else:
+                indices = (*indices, self.letters.identity(self.draws.letter))
+        return (Product((Factor(value, tuple(indices)),)),)
 
     # The memo -------------------------------------------------------------------------
 
@@ -580,15 +678,18 @@ class Engine:
             out += [
                 i.letters[0] for i in letters_v if i.letters and i.letters[0] not in out
             ]
-            value = materialise(compute(x, y), self.letters, out)
+            everything = self.with_samples(out)
+            value = materialise(compute(x, y), self.letters, everything)
             if value is not None:
                 value = self._exact_diagonal(
-                    what, u, v, letters_u, letters_v, out, value
+                    what, u, v, letters_u, letters_v, everything, self._checked(value)
                 )
             self._pairs[key] = (value, tuple(out))
         value, out = self._pairs[key]
         if value is None:
             return ZERO
+        if self.draws is not None:
+            read = [*read, self.letters.identity(self.draws.letter)]
         kept = [i for i, s in enumerate(value.shape) if s != 1]
         dropped = tuple(i for i in range(value.ndim) if i not in kept)
         outside = [
@@ -603,7 +704,7 @@ class Engine:
         self, what: str, u: View, v: View
     ) -> tuple[_Canonical, tuple[Index, ...], tuple[Index, ...], list[Index]]:
         """Which axes are aligned, fixed or free; new letters; how to read a result."""
-        shape_u, shape_v = self._shape(u.side, u.ref), self._shape(v.side, v.ref)
+        shape_u, shape_v = self.shape(u.side, u.ref), self.shape(v.side, v.ref)
         axes_u: list[tuple[str, int]] = []
         axes_v: list[tuple[str, int]] = [("free", 0)] * len(shape_v)
         at_u: list[Index] = []
@@ -652,7 +753,7 @@ class Engine:
         v: View,
         at_u: tuple[Index, ...],
         at_v: tuple[Index, ...],
-        out: list[Letter],
+        out: Sequence[Letter],
         value: Any,
     ) -> Any:
         """Equal positions of one line are one variable: no formula at rho = 1."""
@@ -681,23 +782,45 @@ class Engine:
         """The line behind a view."""
         return self.sides[u.side].program.lines[u.ref]
 
-    def _shape(self, side: int, ref: int) -> tuple[int, ...]:
+    def shape(self, side: int, ref: int) -> tuple[int, ...]:
+        """The index shape of a line."""
         return self.sides[side].program.types[ref].shape
 
     def is_gaussian(self, side: int, ref: int) -> bool:
         """Whether a line is Gaussian in the limit: a G-line or a finite output."""
-        t = self.sides[side].program.types[ref]
-        return isinstance(t, Output) or (isinstance(t, Vector) and t.kind == "G")
+        return is_gaussian(self.sides[side].program, ref)
+
+    def reach(self, side: int, ref: int) -> frozenset[Family]:
+        """The families that a line is a function of and that are not drawn."""
+        return self.families.reach[side][ref] - self._drawn
 
     def is_still(self, side: int, ref: int) -> bool:
-        """Whether a vector is its mean, by structure."""
-        return ref in self._still[side]
+        """Whether a vector is its mean, by structure and given the draws."""
+        return not self.reach(side, ref)
+
+    def is_drawn(self, side: int, ref: int) -> bool:
+        """Whether a line is Gaussian and drawn."""
+        drawn = self.families.reach[side][ref] & self._drawn
+        return bool(drawn) and self.is_gaussian(side, ref)
+
+    def is_leaf(self, side: int, ref: int) -> bool:
+        """Whether a line is Gaussian, given the draws too."""
+        return self.is_gaussian(side, ref) and not self.is_drawn(side, ref)
+
+    def reads_draws(self, side: int, ref: int) -> bool:
+        """Whether a line is a function of drawn lines, perhaps among others."""
+        return not self._drawn.isdisjoint(self.families.reach[side][ref])
 
     def is_mixed(self, u: View) -> bool:
         """Whether a view is a combination that is not Gaussian, nowhere outside."""
         combines = isinstance(self.line(u), LinComb)
         inside = all(i.is_inside for i in u.indices)
-        return combines and inside and not self.is_gaussian(u.side, u.ref)
+        return (
+            combines
+            and inside
+            and not self.is_gaussian(u.side, u.ref)
+            and not self.is_still(u.side, u.ref)
+        )
 
     def _lazy(self, line: LinComb) -> bool:
         """A single term that only moves positions stays symbolic."""
@@ -728,18 +851,6 @@ class Engine:
         return jnp.broadcast_to(value, tuple(self.letters.sizes[a] for a in letters))
 
 
-def _without_variance(program: TensorProgram) -> frozenset[int]:
-    """Input lines of standard deviation 0, and combinations of them."""
-    found: set[int | None] = {None}
-    for ref, line in enumerate(program.lines):
-        if isinstance(line, LinComb) and all(t.x in found for t in line.terms):
-            found.add(ref)
-        elif isinstance(line, VecIn) and line.cov is None:
-            if isinstance(line.std, float | int) and line.std == 0.0:
-                found.add(ref)
-    return frozenset(r for r in found if r is not None)
-
-
 def summands(expr: Expr) -> list[Expr]:
     """Terms whose sum is `expr`."""
     match expr:
@@ -767,11 +878,7 @@ def drop_zeros(expr: Expr) -> Expr:
 
 
 def _times(x: Sum, y: Sum) -> Sum:
-    return tuple(
-        Product(p.factors + q.factors, p.deltas + q.deltas, p.sums + q.sums)
-        for p in x
-        for q in y
-    )
+    return tuple(p.with_product(q) for p in x for q in y)
 
 
 def _scaled(x: Sum, scale: float) -> Sum:

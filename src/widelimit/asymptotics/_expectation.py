@@ -5,6 +5,11 @@ a product of lines, atoms that share or correlate leaves form a group; groups ar
 independent and their expectations multiply. A group that is one centred Gaussian to an
 odd power is a structural zero, and so is the whole term: this is how gradient
 independence, and the vanishing of cross terms, come out by themselves.
+
+Lines inside a product are not taken apart before it is needed: the expectation of one
+or two that are independent of the rest is a question of its own, which is remembered.
+So a recursion over gates (h' = (1 - z) h + z g) costs a question a pair of steps, and
+not the expansion of a polynomial. Everything here is given the draws, if there are any.
 """
 
 import dataclasses
@@ -18,6 +23,7 @@ from .. import gaussian, scalar
 from .._errors import UnsupportedError
 from ..program import LinComb, Moment, Nonlin, appearance, compose
 from ..scalar import Arg, Call, Const, Expr
+from ._draws import Family, NeedsDraws
 from ._index import Index, Letter, View, clipped
 from ._product import Factor, Product, Sum, is_zero, materialise, total_of
 
@@ -43,17 +49,19 @@ class Atom:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Piece:
-    """A product of atoms and coefficients, summed over letters."""
+    """A product of atoms, whole lines and coefficients, summed over letters."""
 
     atoms: tuple[Atom, ...] = ()
     factors: tuple[Factor, ...] = ()
     sums: tuple[Letter, ...] = ()
+    whole: tuple[View, ...] = ()
 
     def __mul__(self, other: "Piece") -> "Piece":
         return Piece(
             self.atoms + other.atoms,
             self.factors + other.factors,
             self.sums + other.sums,
+            self.whole + other.whole,
         )
 
 
@@ -64,16 +72,71 @@ def expectation(engine: "Engine", asked: Sequence[Asked], out: Sequence[Letter])
         pieces = [p * q for p in pieces for q in _Expansion(engine).asked(one)]
     total: Sum = ()
     for piece in pieces:
-        total += _piece(engine, piece, tuple(out))
+        total += _settled(engine, piece, tuple(out))
     return total
 
 
-def _piece(engine: "Engine", piece: Piece, out: tuple[Letter, ...]) -> Sum:
-    letters = out + tuple(s for s in piece.sums if s not in out)
+def _settled(engine: "Engine", piece: Piece, out: tuple[Letter, ...]) -> Sum:
+    """The mean of a piece: whole lines are asked for, or taken apart if need be."""
+    found: Sum = (Product(piece.factors, (), piece.sums),)
+    left: list[Atom] = []
+    for atoms, whole in _apart(engine, piece):
+        views = [*whole, *(a.leaves[0] for a in atoms if a.fn == Arg(0))]
+        if not whole:
+            left += atoms
+        elif len(views) == len(atoms) + len(whole) <= 2:
+            one = engine.second_given(*views) if views[1:] else engine.mean(*views)
+            found = tuple(p.with_product(q) for p in found for q in one)
+        else:
+            latest = max(whole, key=lambda view: (view.ref, view.side))
+            opened = _Expansion(engine).asked((latest.side, latest.ref, latest.indices))
+            rest = list(piece.whole)
+            rest.remove(latest)
+            piece = dataclasses.replace(piece, whole=tuple(rest))
+            total: Sum = ()
+            for one in opened:
+                total += _settled(engine, piece * one, out)
+            return total
+        if not found:
+            return ()
+    if not left:
+        return found
+    letters = tuple(dict.fromkeys((*engine.with_samples(out), *piece.sums)))
+    factors = _atoms(engine, left, letters)
+    return () if factors is None else tuple(p.times(*factors) for p in found)
+
+
+_Apart = tuple[list[Atom], list[View]]
+
+
+def _apart(engine: "Engine", piece: Piece) -> list[_Apart]:
+    """The atoms and whole lines of a piece, in parts that are independent."""
+    if not piece.whole:
+        return [(list(piece.atoms), [])]
+    groups: list[tuple[frozenset[Family], _Apart]] = []
+    items: list[tuple[Sequence[View], _Apart]] = [
+        *((a.leaves, ([a], [])) for a in piece.atoms),
+        *(((w,), ([], [w])) for w in piece.whole),
+    ]
+    for views, one in items:
+        reach = frozenset().union(*(engine.reach(v.side, v.ref) for v in views))
+        joined = [g for g in groups if g[0] & reach]
+        groups = [g for g in groups if not g[0] & reach]
+        atoms, whole = one
+        for more, (some, others) in joined:
+            reach, atoms, whole = reach | more, some + atoms, others + whole
+        groups.append((reach, (atoms, whole)))
+    return [one for _, one in groups]
+
+
+def _atoms(
+    engine: "Engine", atoms: Sequence[Atom], letters: tuple[Letter, ...]
+) -> tuple[Factor, ...] | None:
+    """The mean of a product of atoms, a factor a group; None for zero."""
     leaves: dict[tuple[Any, ...], int] = {}
     views: list[View] = []
     placed: list[tuple[Atom, tuple[int, ...]]] = []
-    for atom in piece.atoms:
+    for atom in atoms:
         numbers = []
         for view in atom.leaves:
             key = (view.side, view.ref, view.indices)
@@ -87,9 +150,9 @@ def _piece(engine: "Engine", piece: Piece, out: tuple[Letter, ...]) -> Sum:
     for group in _groups(placed, moments):
         value = _group(engine, group, moments, letters)
         if value is None:
-            return ()
+            return None
         factors.append(_as_factor(engine, value, letters))
-    return (Product(piece.factors + tuple(factors), (), piece.sums),)
+    return tuple(factors)
 
 
 class _Moments:
@@ -100,6 +163,12 @@ class _Moments:
     ) -> None:
         self._engine, self._views, self._letters = engine, views, letters
         self._cov: dict[tuple[int, int], Any] = {}
+
+    def families(self, numbers: Sequence[int]) -> frozenset[Family]:
+        """The families of leaves."""
+        views = [self._views[i] for i in numbers]
+        reach = (self._engine.reach(view.side, view.ref) for view in views)
+        return frozenset().union(*reach)
 
     def mean(self, i: int) -> Any:
         """The mean of leaf i; the Python number 0.0 for a structural zero."""
@@ -143,6 +212,8 @@ def _group(
     letters: tuple[Letter, ...],
 ) -> Any:
     numbers = sorted({i for _, ns in group for i in ns})
+    if engine.draws is not None and len(numbers) > _MAX_LEAVES:
+        raise NeedsDraws(moments.families(numbers))
     means = [moments.mean(i) for i in numbers]
     linear = all(atom.fn == Arg(0) and len(ns) == 1 for atom, ns in group)
     centred = all(isinstance(m, float) and m == 0.0 for m in means)
@@ -152,25 +223,33 @@ def _group(
         return means[0]
     cov = [[moments.cov(i, j) for j in numbers] for i in numbers]
     params: list[Any] = []
+    sampled = False
     functions: list[Expr] = []
     for atom, ns in group:
         at: list[Expr] = [Arg(numbers.index(i)) for i in ns]
         for factor in atom.params:
             at.append(Arg(len(numbers) + len(params)))
             params.append(materialise((Product((factor,)),), engine.letters, letters))
+            sampled = sampled or engine.is_sampled(factor)
         functions.append(scalar.substitute(atom.fn, at))
     # A leaf of structurally zero variance is its mean.
     zero = jnp.zeros((1,) * len(letters), engine.dtype)
     for i in range(len(numbers)):
         cov[i][i] = zero if cov[i][i] is None else cov[i][i]
     route = gaussian.route(functions, len(numbers))
-    engine.routes[route] = gaussian.is_exact(functions, len(numbers))
+    exact = gaussian.is_exact(functions, len(numbers))
+    if engine.draws is not None and not exact:
+        # One number for every sample is no better found than by a sample of it.
+        if "QMC" in route or sampled:
+            raise NeedsDraws(moments.families(numbers))
+    engine.routes[route] = exact
     return gaussian.expect(functions, means, cov, params, accuracy=engine.accuracy)
 
 
 def _mean(engine: "Engine", view: View) -> Factor | None:
     """The mean of a line; None for a structural zero."""
-    letters = tuple(sorted({a for i in view.indices for a in i.letters}))
+    letters = sorted({a for i in view.indices for a in i.letters})
+    letters = engine.with_samples(letters)
     value = materialise(engine.mean(view), engine.letters, letters)
     return None if value is None else _as_factor(engine, value, letters)
 
@@ -193,17 +272,25 @@ class _Expansion:
         side, what, indices = one
         if isinstance(what, Moment):
             return self._function(what.fn, side, what, indices)
-        return self.view(View(side, what, indices))
+        mask, view = self.unmask(View(side, what, indices))
+        line = self._engine.line(view)
+        if not isinstance(line, Nonlin):
+            return self.view(View(side, what, indices))
+        pieces = self._function(line.fn, side, line, view.indices)
+        return [Piece((), mask) * p for p in pieces]
 
     def view(self, view: View) -> list[Piece]:
+        """A line; one that is a function stays whole."""
         engine = self._engine
         mask, view = self.unmask(view)
+        if engine.is_still(view.side, view.ref):
+            value = _mean(engine, view)
+            return [] if value is None else [Piece((), (*mask, value))]
         if engine.is_gaussian(view.side, view.ref):
             return [Piece((Atom(Arg(0), (view,)),), mask)]
         line = engine.line(view)
         if isinstance(line, Nonlin):
-            pieces = self._function(line.fn, view.side, line, view.indices)
-            return [Piece((), mask) * p for p in pieces]
+            return [Piece((), mask, (), (view,))]
         assert isinstance(line, LinComb)
         pieces = []
         for (inner, sums), found in self._terms(view, line).items():
@@ -310,11 +397,17 @@ class _Function:
                 return frozenset().union(*(self._vectors(a) for a in args))
 
     def _is_of_one_gaussian(self, e: Expr) -> bool:
-        """Whether it is a function of one Gaussian line: nothing to split."""
+        """Whether it is a function of one Gaussian line: nothing to split.
+
+        What was drawn is split off, so that the function has no parameters a sample.
+        """
         if isinstance(e, Arg):
             return False
-        used = self._vectors(e)
-        return len(used) == 1 and self._engine.is_gaussian(self._side, *used)
+        used, xs = self._vectors(e), self._line.xs
+        read = {xs[i] for i in appearance(e) if i < len(xs)}
+        if any(self._engine.reads_draws(self._side, x) for x in read):
+            return False
+        return len(used) == 1 and self._engine.is_leaf(self._side, *used)
 
     def _coefficient(self, e: Expr) -> Factor | None:
         """An expression of constants, as an array at the letters it depends on."""
@@ -398,6 +491,9 @@ class _Composite:
     def _leaf(self, view: View) -> Expr:
         if view not in self._leaves:
             self._leaves.append(view)
+            if len(self._leaves) > _MAX_LEAVES and self._engine.draws is not None:
+                read = (self._engine.reach(v.side, v.ref) for v in self._leaves)
+                raise NeedsDraws(frozenset().union(*read))
             if len(self._leaves) > _MAX_LEAVES:
                 line = self._engine.line(view)
                 raise UnsupportedError(

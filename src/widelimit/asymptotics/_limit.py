@@ -1,14 +1,15 @@
 """The limit of a hand-written program, every number with its error."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from .. import scalar
 from .._errors import InputError, InvalidProgramError
 from .._jax import enable_x64
-from ..gaussian import Accuracy, Estimate
+from ..gaussian import Estimate
 from ..program import (
     Moment,
     Output,
@@ -21,11 +22,10 @@ from ..program import (
 from ..scalar import Expr
 from ..transform import at_ratios, detranspose
 from ._engine import Engine, Side
+from ._estimated import Question
 
-# Independent scrambles, where a number needs random points.
-_SCRAMBLES = 8
-# Rounding of a recursion, in units of the last place of its scale.
-_ROUNDING = 2**-44
+# In each randomisation, where something has to be drawn.
+_SAMPLES = 2**13
 
 
 class ProgramLimit:
@@ -47,7 +47,7 @@ class ProgramLimit:
         self.ratios = dict(ratios or {})
         done = detranspose(program, self.ratios)
         self._solved, self._place = done.program, done.place
-        self._engines: dict[Accuracy, Engine] = {}
+        self._question: Question | None = None
 
     def mean(self, line: int) -> Estimate:
         """E Z of a line, of its index shape."""
@@ -137,34 +137,19 @@ class ProgramLimit:
         shape: tuple[int, ...],
         program: TensorProgram | None = None,
     ) -> Estimate:
-        with enable_x64():
-            engine = self._engine(Accuracy(), program)
-            value = _array(ask(engine), shape)
-            routes = dict(engine.routes)
-            if any("QMC" in r for r in routes):
-                draws = [value]
-                for s in range(1, _SCRAMBLES):
-                    accuracy = Accuracy(scramble=s)
-                    draws.append(_array(ask(self._engine(accuracy, program)), shape))
-                mean = np.mean(draws, axis=0)
-                stderr = np.std(draws, axis=0, ddof=1) / len(draws) ** 0.5
-                # Student's t at 99 % with 7 degrees of freedom is 3.50.
-                return _result(mean, 3.5 * stderr, stderr, _route(routes))
-            coarse = value
-            if not all(routes.values()):
-                coarse = _array(ask(self._engine(Accuracy(level=0), program)), shape)
-        scale = max(float(np.max(np.abs(value), initial=0.0)), 1e-300)
-        error = np.abs(value - coarse) + _ROUNDING * scale * len(self._solved.lines)
-        return _result(value, error, np.zeros(shape), _route(routes))
+        def array(engine: Engine) -> Any:
+            value = ask(engine)
+            return jnp.broadcast_to(0.0 if value is None else value, shape)
 
-    def _engine(self, accuracy: Accuracy, program: TensorProgram | None) -> Engine:
-        if program is not None:
-            return Engine((Side(program, self._inputs),), accuracy)
-        if accuracy not in self._engines:
-            self._engines[accuracy] = Engine(
-                (Side(self._solved, self._inputs),), accuracy
-            )
-        return self._engines[accuracy]
+        with enable_x64():
+            if program is not None:
+                question = Question((Side(program, self._inputs),), array)
+            elif self._question is None:
+                side = Side(self._solved, self._inputs)
+                question = self._question = Question((side,), array)
+            else:
+                question = self._question.on(array)
+            return question.answer(_SAMPLES)
 
 
 def limit(
@@ -179,19 +164,3 @@ def limit(
     """
     check_ratios(program, ratios)
     return ProgramLimit(at_ratios(program, ratios), ratios, inputs)
-
-
-def _array(value: Any, shape: Sequence[int]) -> np.ndarray:
-    return (
-        np.zeros(shape) if value is None else np.broadcast_to(np.asarray(value), shape)
-    )
-
-
-def _route(routes: Mapping[str, bool]) -> str:
-    return "; ".join(dict.fromkeys(routes)) or "linear algebra"
-
-
-def _result(value: Any, error: Any, stderr: Any, route: str) -> Estimate:
-    # Subscripting with () turns an array of no axes into a number, and no other.
-    value, error, stderr = (np.asarray(a)[()] for a in (value, error, stderr))
-    return Estimate(value, error, stderr, route)

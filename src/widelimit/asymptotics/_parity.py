@@ -51,6 +51,10 @@ class Parity:
         neither = self.neither | other.neither | (self.odd ^ other.odd)
         return Parity(self.odd & ~neither, neither)
 
+    def given(self, fixed: int) -> "Parity":
+        """The parity where the signs of these inputs are not free."""
+        return Parity(self.odd & ~fixed, self.neither & ~fixed)
+
     def excludes(self, other: "Parity") -> bool:
         """Whether the mean of the product is zero."""
         return bool((self.odd ^ other.odd) & ~(self.neither | other.neither))

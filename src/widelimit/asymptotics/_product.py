@@ -49,6 +49,19 @@ class Product:
         """This product with more factors and more summed letters."""
         return Product(self.factors + factors, self.deltas, self.sums + tuple(sums))
 
+    def with_product(self, other: "Product") -> "Product":
+        """The product of both."""
+        return Product(
+            self.factors + other.factors,
+            self.deltas + other.deltas,
+            self.sums + other.sums,
+        )
+
+    def renamed(self, old: Letter, new: Letter, letters: Letters) -> "Product":
+        """This product with another letter in the place of one that is not summed."""
+        factors = tuple(_rename(f, old, new, letters) for f in self.factors)
+        return Product(factors, self.deltas, self.sums)
+
 
 Sum = tuple[Product, ...]
 """A sum of products; the empty sum is a structural zero."""

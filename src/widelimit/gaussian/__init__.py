@@ -17,3 +17,6 @@ from ._growth import is_positive as is_positive
 from ._growth import is_singular as is_singular
 from ._host import estimate as estimate
 from ._jumps import may_jump as may_jump
+from ._qmc import sobol_normal as sobol_normal
+from ._quadrature import safe_divide as safe_divide
+from ._quadrature import safe_sqrt as safe_sqrt

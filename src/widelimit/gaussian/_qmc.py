@@ -25,16 +25,32 @@ def normal_points(dimension: int, log2_count: int, scramble: int) -> np.ndarray:
     References:
         Owen (1998), Scrambling Sobol' and Niederreiter-Xing points.
     """
+    return sobol_normal(dimension, log2_count, [dimension, scramble, 20190213])
+
+
+def sobol_normal(
+    dimension: int, log2_count: int, seed: int | Sequence[int]
+) -> np.ndarray:
+    """Scrambled Sobol points, mapped to N(0, I): shape (2**log2_count, dimension).
+
+    Beyond the dimensions that there are Sobol numbers for (21201, in SciPy), the
+    columns are independent normal numbers.
+    """
     # SciPy takes a while to import and only this route needs it.
     from scipy.special import ndtri
     from scipy.stats import qmc
 
-    rng = np.random.default_rng([dimension, scramble, 20190213])
+    rng = np.random.default_rng(seed)
+    sobol = min(dimension, qmc.Sobol.MAXDIM)
+    if sobol == 0:
+        return np.zeros((2**log2_count, 0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        uniform = qmc.Sobol(dimension, scramble=True, rng=rng).random_base2(log2_count)
+        uniform = qmc.Sobol(sobol, scramble=True, rng=rng).random_base2(log2_count)
     tiny = 2.0**-64
-    return ndtri(np.clip(uniform, tiny, 1.0 - 2.0**-53))
+    points = ndtri(np.clip(uniform, tiny, 1.0 - 2.0**-53))
+    rest = rng.standard_normal((len(points), dimension - sobol))
+    return np.concatenate([points, rest], axis=1)
 
 
 SCRAMBLES = 16

@@ -4,5 +4,6 @@ from ._blocks import BlockKernel as BlockKernel
 from ._pairs import PairKernel as PairKernel
 from ._pairs import averaged as averaged
 from ._pairs import mean_of as mean_of
+from ._pairs import swapped as swapped
 from ._quantities import Gradient as Gradient
 from ._quantities import Quantities as Quantities

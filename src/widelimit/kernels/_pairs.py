@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..asymptotics import Engine, Side
+from ..asymptotics import FORMULAS, Engine, Side
 from ..program import Ref
 from ..trace import Traced
 from ._quantities import Gradient, Quantities
@@ -37,30 +37,33 @@ class PairKernel:
     def pair(
         self, inputs1: Mapping[str, Any], inputs2: Mapping[str, Any], dtype: Any
     ) -> dict[str, Any]:
-        """Kernels of shape I + I' (both batch axes first if coupled)."""
+        """Kernels of shape I + I' (both batch axes first if coupled).
+
+        Raises:
+            NeedsDraws: an expectation has no formula.
+        """
         sides = (
             Side(self._asked[0].program, inputs1),
             Side(self._asked[1].program, inputs2),
         )
-        return self.of(Engine(sides, dtype=dtype), (0, 1))
+        return self.on(Engine(sides, dtype=dtype, sampling=FORMULAS))
 
     def same(self, inputs: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
         """Kernels of an input with itself, where equal positions are one variable."""
-        engine = Engine((Side(self._asked[0].program, inputs),), dtype=dtype)
+        side = Side(self._asked[0].program, inputs)
+        return self.on(Engine((side,), dtype=dtype, sampling=FORMULAS))
+
+    def on(self, engine: Engine) -> dict[str, Any]:
+        """The kernels between the two sides of an engine, or of its only side."""
+        if len(engine.sides) > 1:
+            return self.of(engine, (0, 1))
         found = self.of(engine, (0, 0))
         # Numerical routes keep the symmetry to their own accuracy only.
         return jax.tree.map(lambda k, t: 0.5 * (k + t), found, self.swap(found))
 
     def swap(self, kernels: dict[str, Any]) -> dict[str, Any]:
         """The kernels with the roles of the two inputs exchanged."""
-
-        def one(k: Any) -> Any:
-            batch = (1, 0) if self._coupled else ()
-            half = (k.ndim - len(batch)) // 2
-            first = tuple(range(len(batch), len(batch) + half))
-            return jnp.transpose(k, batch + tuple(a + half for a in first) + first)
-
-        return jax.tree.map(one, kernels)
+        return jax.tree.map(lambda k: swapped(k, self._coupled), kernels)
 
     def of(self, engine: Engine, sides: tuple[int, int]) -> dict[str, Any]:
         """The kernels between two sides of an engine."""
@@ -138,6 +141,19 @@ class PairKernel:
     def _by_input(self, k: Any, half: int) -> Any:
         """With both batch axes first; without them where each has one entry."""
         return jnp.moveaxis(k, half, 1) if self._coupled else jnp.squeeze(k, (0, half))
+
+
+def swapped(k: Any, batches: bool) -> Any:
+    """A kernel with the roles of the two inputs exchanged.
+
+    Args:
+        k: of shape I + I', or N1, N2, I + I'.
+        batches: whether it has the two axes of inputs.
+    """
+    batch = (1, 0) if batches else ()
+    half = (k.ndim - len(batch)) // 2
+    first = tuple(range(len(batch), len(batch) + half))
+    return jnp.transpose(k, batch + tuple(a + half for a in first) + first)
 
 
 def mean_of(engine: Engine, output: Traced) -> Any:

@@ -1,0 +1,162 @@
+"""Limits of whole data sets from joint samples, where an expectation has no formula."""
+
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._networks import Networks, key_of, named_inputs, struct_of
+from .asymptotics import REPEATS, Engine, Plan, Question, Side
+from .gaussian import Estimate, sobol_normal
+from .kernels import PairKernel, mean_of, swapped
+
+SAMPLES = 2**13
+"""How many samples kernels take when no number is asked for."""
+MAX_SAMPLES = 2**18
+"""The most samples that a wanted accuracy takes."""
+
+# Inputs are drawn together while a sample has no more numbers than this.
+_DIMENSION = 2048
+
+
+class SampledLimit:
+    """Kernels and means of a network with all inputs as one program.
+
+    Args:
+        networks: the network, compiled for every shape.
+        trace_axes: axes of the output that kernels are averaged over.
+    """
+
+    def __init__(self, networks: Networks, trace_axes: tuple[int, ...]) -> None:
+        self._networks, self._trace_axes = networks, trace_axes
+        self._compiled: dict[Any, tuple[Plan, Callable[..., Any]]] = {}
+
+    def kernels(
+        self, x1: Any, x2: Any | None, dtype: Any, what: Collection[str]
+    ) -> Any:
+        """Kernels by name, (N1, N2, *I, *I'), from one randomisation; differentiable.
+
+        Large data sets are cut into blocks, each pair of them with samples of its own.
+        """
+        plan = self._plan(x1, x2, dtype, what)
+        n1, n2 = _count(x1), 0 if x2 is None else _count(x2)
+        if plan.dimension <= _DIMENSION or self._networks.is_coupled(x1):
+            return self._block(x1, x2, dtype, what)
+        rows = max(1, _DIMENSION * (n1 + n2) // (2 * plan.dimension))
+        parts = [_rows(x1, i, rows) for i in range(0, n1, rows)]
+        if x2 is not None:
+            others = [_rows(x2, j, rows) for j in range(0, n2, rows)]
+            tiles = [[self._block(a, b, dtype, what) for b in others] for a in parts]
+            return _joined(tiles)
+        grid: list[list[Any]] = [[None] * len(parts) for _ in parts]
+        for i, a in enumerate(parts):
+            grid[i][i] = self._block(a, None, dtype, what)
+            for j, b in enumerate(parts[:i]):
+                grid[j][i] = self._block(b, a, dtype, what)
+                grid[i][j] = jax.tree.map(lambda k: swapped(k, True), grid[j][i])
+        return _joined(grid)
+
+    def _plan(self, x1: Any, x2: Any | None, dtype: Any, what: Collection[str]) -> Plan:
+        return self._prepared(x1, x2, dtype, what)[0]
+
+    def _block(self, x1: Any, x2: Any | None, dtype: Any, what: Collection[str]) -> Any:
+        plan, run = self._prepared(x1, x2, dtype, what)
+        points = sobol_normal(plan.dimension, SAMPLES.bit_length() - 1, 0)
+        return run(x1, x2, jnp.asarray(points, dtype))
+
+    def _prepared(
+        self, x1: Any, x2: Any | None, dtype: Any, what: Collection[str]
+    ) -> tuple[Plan, Callable[..., Any]]:
+        """What to draw, and the jitted function (x1, x2, points) -> kernels."""
+        keys = [None if x is None else key_of(struct_of(x)) for x in (x1, x2)]
+        key = (*keys, str(dtype), frozenset(what))
+        if key not in self._compiled:
+            plan = self.question(x1, x2, dtype, what).plan(SAMPLES)
+
+            def run(x1: Any, x2: Any, points: Any) -> Any:
+                return self.question(x1, x2, dtype, what).sampled(plan, points)
+
+            self._compiled[key] = plan, jax.jit(run)
+        return self._compiled[key]
+
+    def question(
+        self, x1: Any, x2: Any | None, dtype: Any, what: Collection[str]
+    ) -> Question:
+        """The kernels of two data sets, or of one with itself."""
+        data = [x1] if x2 is None else [x1, x2]
+        asked = [
+            self._networks.asked(struct_of(x), True, frozenset(what)) for x in data
+        ]
+        kernel = PairKernel(asked[0], asked[-1], self._trace_axes, True)
+        shared = self._networks.shared(dtype, what)
+        sides = [
+            Side(one.program, {**shared, **named_inputs(x, whole=True)})
+            for one, x in zip(asked, data, strict=True)
+        ]
+        return Question(sides, kernel.on, dtype)
+
+    def mean(self, x: Any, dtype: Any) -> Any:
+        """The mean of the output from one randomisation, of its traced shape."""
+        network = self._networks.limit(struct_of(x), True)
+        inputs = {**self._networks.shared(dtype), **named_inputs(x, whole=True)}
+
+        def ask(engine: Engine) -> Any:
+            return mean_of(engine, network.output)
+
+        question = Question([Side(network.program, inputs)], ask, dtype)
+        plan = question.plan(SAMPLES)
+        points = sobol_normal(plan.dimension, SAMPLES.bit_length() - 1, 0)
+        return question.sampled(plan, jnp.asarray(points, dtype))
+
+
+def estimates(
+    question: Question,
+    samples: int,
+    rtol: float | None,
+    seed: Sequence[int],
+    progress: Callable[[int, int], None] | None,
+    route: str,
+) -> dict[str, Estimate]:
+    """Every kernel with its error; samples are doubled until it is small enough."""
+    while True:
+        found = question.answer(samples, seed, progress, route == "samples")
+        reached = max(_relative_error(k) for k in found.values())
+        if rtol is None or reached <= rtol:
+            return found
+        sampled = any(np.any(k.stderr) for k in found.values())
+        if not sampled or samples >= MAX_SAMPLES:
+            why = "no samples are involved, so that more would not help"
+            if sampled:
+                why = f"{samples} samples in each of {REPEATS} randomisations are the most"
+            warnings.warn(
+                f"The relative error is {reached:.1e}, and {rtol:.1e} was asked for: "
+                f"{why}.",
+                stacklevel=3,
+            )
+            return found
+        # The error falls like 1 / samples at best, like its root at worst.
+        more = 2 ** max(1, round(np.log2(min(reached / rtol, MAX_SAMPLES))))
+        samples = min(samples * more, MAX_SAMPLES)
+
+
+def _relative_error(found: Estimate) -> float:
+    """The largest error beside the largest entry."""
+    scale = float(np.max(np.abs(found.value), initial=0.0))
+    error = float(np.max(found.error, initial=0.0))
+    return error / scale if scale else 0.0
+
+
+def _count(x: Any) -> int:
+    return jax.tree.leaves(x)[0].shape[0]
+
+
+def _rows(x: Any, start: int, count: int) -> Any:
+    return jax.tree.map(lambda a: a[start : start + count], x)
+
+
+def _joined(tiles: Sequence[Sequence[Any]]) -> Any:
+    lines = [jax.tree.map(lambda *k: jnp.concatenate(k, 1), *line) for line in tiles]
+    return jax.tree.map(lambda *k: jnp.concatenate(k, 0), *lines)
