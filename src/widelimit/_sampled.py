@@ -130,7 +130,7 @@ def estimates(
         if not sampled or samples >= MAX_SAMPLES:
             why = "no samples are involved, so that more would not help"
             if sampled:
-                why = f"{samples} samples in each of {REPEATS} randomisations are the most"
+                why = f"{samples} samples in {REPEATS} randomisations are the most"
             warnings.warn(
                 f"The relative error is {reached:.1e}, and {rtol:.1e} was asked for: "
                 f"{why}.",

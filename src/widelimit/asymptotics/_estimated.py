@@ -25,6 +25,9 @@ _STUDENT = 2.947
 # Rounding of a recursion, in units of the last place of its scale.
 _ROUNDING = 2**-44
 
+# Samples of several randomisations that are computed together.
+_AT_ONCE = 2**20
+
 Ask = Callable[[Engine], Any]
 """What is wanted of an engine: a pytree of arrays."""
 
@@ -119,7 +122,9 @@ class Question:
         try:
             self._ask(engine)
         except NeedsDraws:
-            engine = self.engine(self._sampling(self.plan(samples), samples, ()))
+            plan = self.plan(samples)
+            points = self._points(plan, samples, (), range(1))[0]
+            engine = self.engine(Sampling(samples, plan.drawn, points))
             self._ask(engine)
         return engine
 
@@ -148,18 +153,37 @@ class Question:
                 return self._by_formulas()
             except NeedsDraws:
                 pass
-        plan, values, routes = self.plan(samples, everything), [], {}
-        for repeat in range(REPEATS):
-            engine = self.engine(self._sampling(plan, samples, seed, repeat))
-            values.append(_host(self._ask(engine)))
-            routes = engine.routes
+        plan = self.plan(samples, everything)
+        at_once = max(1, min(REPEATS, _AT_ONCE // samples))
+        values, routes = [], {}
+        for start in range(0, REPEATS, at_once):
+            points = self._points(plan, samples, seed, range(start, start + at_once))
+            found, routes = self._runs(plan, points)
+            values += [jax.tree.map(lambda a, i=i: a[i], found) for i in range(at_once)]
             if progress is not None:
-                progress(repeat + 1, REPEATS)
+                progress(len(values), REPEATS)
         coarse = values[0]
         if not all(routes.values()):
-            sampling = self._sampling(plan, samples, seed)
-            coarse = _host(self._ask(self.engine(sampling, Accuracy(level=0))))
+            points = self._points(plan, samples, seed, range(1))
+            found, _ = self._runs(plan, points, Accuracy(level=0))
+            coarse = jax.tree.map(lambda a: a[0], found)
         return self._estimates({**routes, str(plan): False}, coarse, values)
+
+    def _runs(
+        self, plan: Plan, points: Any, accuracy: Accuracy | None = None
+    ) -> tuple[Any, Mapping[str, bool]]:
+        """The answers from independent points, together, and the routes taken."""
+        routes: dict[str, bool] = {}
+
+        def one(points: Any) -> Any:
+            sampling = Sampling(len(points), plan.drawn, points)
+            engine = self.engine(sampling, accuracy)
+            found = self._ask(engine)
+            routes.update(engine.routes)
+            return found
+
+        # Not compiled: a recursion is many lines that run once.
+        return _host(jax.vmap(one)(points)), routes
 
     def _by_formulas(self) -> Any:
         fine, coarse = self._formula_engine(1), None
@@ -184,12 +208,12 @@ class Question:
             lambda *leaves: make(leaves[0], leaves[1:]), coarse, *values
         )
 
-    def _sampling(
-        self, plan: Plan, samples: int, seed: Sequence[int], repeat: int = 0
-    ) -> Sampling:
+    def _points(
+        self, plan: Plan, samples: int, seed: Sequence[int], repeats: Sequence[int]
+    ) -> Any:
         log2 = int(samples).bit_length() - 1
-        points = sobol_normal(plan.dimension, log2, [*seed, repeat])
-        return Sampling(len(points), plan.drawn, jnp.asarray(points))
+        each = [sobol_normal(plan.dimension, log2, [*seed, r]) for r in repeats]
+        return jnp.asarray(np.stack(each), self._dtype)
 
 
 def _host(found: Any) -> Any:
