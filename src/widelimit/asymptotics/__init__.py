@@ -3,6 +3,7 @@
 from ._draws import FORMULAS as FORMULAS
 from ._draws import NeedsDraws as NeedsDraws
 from ._draws import Sampling as Sampling
+from ._draws import semidefinite_root as semidefinite_root
 from ._engine import Engine as Engine
 from ._engine import Side as Side
 from ._engine import Step as Step

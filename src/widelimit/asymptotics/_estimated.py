@@ -126,6 +126,7 @@ class Question:
             points = self._points(plan, samples, (), range(1))[0]
             engine = self.engine(Sampling(samples, plan.drawn, points))
             self._ask(engine)
+            engine.routes[str(plan)] = False
         return engine
 
     def sampled(self, plan: Plan, points: Any) -> Any:

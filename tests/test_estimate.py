@@ -1,0 +1,273 @@
+"""Expectations without a formula: samples, their errors, and three witnesses."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from marks import slow_except
+
+import widelimit as wl
+from widelimit.asymptotics import semidefinite_root
+
+n = wl.width("n")
+SENTENCES = np.random.default_rng(0).normal(size=(3, 3, 4)) / 2.0
+VECTORS = SENTENCES[:, 0]
+
+
+def weights(*names):
+    return {
+        key: value
+        for name in names
+        for key, value in (
+            (f"U{name}", wl.normal((4, n), std=1.2)),
+            (f"W{name}", wl.normal((n, n), std=1.1)),
+            (f"b{name}", wl.normal((n,), std=0.3)),
+        )
+    } | {"v": wl.normal((n, 1))}
+
+
+def gate(p, name, x, h):
+    out = x @ p[f"U{name}"] + p[f"b{name}"]
+    return out if h is None else out + h @ p[f"W{name}"] / jnp.sqrt(n)
+
+
+def readout(p, h):
+    return h @ p["v"] / jnp.sqrt(n)
+
+
+def lstm(p, x):
+    h, c = None, 0.0
+    for t in range(x.shape[1]):
+        i, f, o = (jax.nn.sigmoid(gate(p, k, x[:, t], h)) for k in "ifo")
+        c = i * jnp.tanh(gate(p, "g", x[:, t], h)) + (f * c if t else 0.0)
+        h = o * jnp.tanh(c)
+    return readout(p, h)
+
+
+def gru(p, x):
+    h = None
+    for t in range(x.shape[1]):
+        z, r = (jax.nn.sigmoid(gate(p, k, x[:, t], h)) for k in "zr")
+        new = jnp.tanh(gate(p, "h", x[:, t], r * h if t else None))
+        h = (1.0 - z) * h + z * new if t else z * new
+    return readout(p, h)
+
+
+def minimal_gated_unit(p, x):
+    h = None
+    for t in range(x.shape[1]):
+        f = jax.nn.sigmoid(gate(p, "f", x[:, t], h))
+        new = jnp.tanh(gate(p, "h", x[:, t], f * h if t else None))
+        h = (1.0 - f) * h + f * new if t else f * new
+    return readout(p, h)
+
+
+def maximum(p, x):
+    return readout(p, jnp.max(gate(p, "a", x, None), axis=1))
+
+
+def softmax(p, x):
+    scores = jax.nn.softmax(gate(p, "a", x, None), axis=1)
+    return readout(p, jnp.sum(scores * gate(p, "b", x, None), axis=1))
+
+
+def gated_linear_unit(p, x):
+    h = gate(p, "a", x, None) * jax.nn.sigmoid(gate(p, "b", x, None))
+    return readout(p, jax.nn.relu(h) * jax.nn.silu(gate(p, "c", x, None)))
+
+
+def mlp(p, x):
+    return readout(p, jnp.tanh(gate(p, "a", x, None)))
+
+
+NETWORKS = {
+    "lstm": (lstm, weights(*"ifog"), SENTENCES),
+    "gru": (gru, weights(*"zrh"), SENTENCES),
+    "minimal gated unit": (minimal_gated_unit, weights(*"fh"), SENTENCES),
+    "maximum": (maximum, weights("a"), SENTENCES),
+    "softmax": (softmax, weights("a", "b"), SENTENCES),
+    "gated linear unit": (gated_linear_unit, weights(*"abc"), VECTORS),
+    "mlp": (mlp, weights("a"), VECTORS),
+}
+SAMPLED = [name for name in NETWORKS if name != "mlp"]
+
+
+def network(name):
+    f, params, x = NETWORKS[name]
+    return wl.limit(f, params), x
+
+
+def in_errors(found, other):
+    """The largest difference in units of the combined standard error."""
+    spread = np.sqrt(np.square(found.stderr) + np.square(other.stderr))
+    return np.max(np.abs(found.value - other.value) / (spread + 1e-12))
+
+
+def assert_close(kernel, estimate):
+    """Whether a kernel is within the errors of one randomisation of 2^13 samples."""
+    single = 4.0 * estimate.stderr
+    assert np.all(np.abs(kernel - estimate.value) < 5.0 * single + estimate.error)
+
+
+@pytest.mark.parametrize("name", slow_except(NETWORKS, ["maximum", "mlp"]))
+def test_formulas_and_samples_agree(name):
+    net, x = network(name)
+    found = net.estimate(x, samples=2**10)
+    other = net.estimate(x, samples=2**10, route="samples", key=jax.random.key(3))
+    assert in_errors(found, other) < 4.5
+    # What has a formula needs fewer samples; nothing that is sampled has no error.
+    assert found.stderr.max() <= other.stderr.max()
+    assert other.stderr.max() > 0.0
+    assert "samples" in other.route
+    assert ("samples" in found.route) == (name != "mlp")
+
+
+@pytest.mark.parametrize("name", slow_except(SAMPLED, ["maximum"]))
+def test_kernels_agree_with_real_networks(name):
+    net, x = network(name)
+    check = net.check(x, widths=(64, 256), seeds=48, key=jax.random.key(1))
+    assert check.passed, check
+
+
+@pytest.mark.parametrize("name", slow_except(SAMPLED, ["maximum"]))
+def test_kernels_are_the_estimates(name):
+    net, x = network(name)
+    found = net.estimate(x)
+    value = net.nngp(x)
+    assert_close(value, found)
+    np.testing.assert_allclose(value, value.T)
+    np.testing.assert_allclose(net.nngp(x, diagonal=True), np.diagonal(value))
+    assert np.linalg.eigvalsh(np.asarray(value, float)).min() > -1e-6
+
+
+def test_the_error_falls_with_samples_and_is_reached_or_told():
+    net, x = network("maximum")
+    few, many = (net.estimate(x, samples=2**k) for k in (6, 10))
+    assert many.error.max() < 0.5 * few.error.max()
+    found = net.estimate(x, rtol=1e-3, samples=64)
+    assert found.error.max() <= 1e-3 * np.abs(found.value).max()
+    exact, y = network("mlp")
+    with pytest.warns(UserWarning, match="would not help"):
+        exact.estimate(y, rtol=1e-18)
+
+
+def test_keys_give_other_samples_and_equal_keys_the_same():
+    net, x = network("maximum")
+    one, two, same = (
+        net.estimate(x, samples=64, key=jax.random.key(k)).value for k in (1, 2, 1)
+    )
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, two)
+
+
+def test_two_data_sets_and_repeated_inputs():
+    net, x = network("maximum")
+    again = np.concatenate([x, x[:1]])
+    whole = net.nngp(again)
+    assert np.isfinite(whole).all()
+    np.testing.assert_allclose(whole[0], whole[3], rtol=1e-6)
+    across = net.nngp(x[:1], x)
+    assert_close(across, net.estimate(x[:1], x))
+    assert net.nngp(x, np.ones((2, 5, 4))).shape == (3, 2)
+
+
+def test_kernels_of_many_inputs_are_cut_into_blocks(monkeypatch):
+    monkeypatch.setattr("widelimit._sampled._DIMENSION", 12)
+    net, _ = network("maximum")
+    x = np.random.default_rng(3).normal(size=(5, 3, 4))
+    cut = net.nngp(x)
+    two = net.nngp(x[:2], x)
+    monkeypatch.undo()
+    np.testing.assert_allclose(cut, cut.T)
+    assert_close(cut, net.estimate(x))
+    assert_close(two, net.estimate(x[:2], x))
+
+
+@pytest.mark.slow
+def test_the_tangent_kernel_of_a_maximum():
+    net, x = network("maximum")
+    found = net.estimate(x, get=("nngp", "ntk"))
+    assert_close(net.ntk(x), found.ntk)
+    check = net.check(x, widths=(64, 256), seeds=32, ntk=True, key=jax.random.key(2))
+    assert check.passed, check
+
+
+@pytest.mark.parametrize("name", slow_except(["maximum", "gru"], ["maximum"]))
+def test_kernels_are_differentiable(name):
+    net, x = network(name)
+    with jax.enable_x64(True):
+        x = jnp.asarray(x)
+        direction = np.random.default_rng(5).normal(size=x.shape)
+
+        def total(step):
+            return jnp.sum(jnp.sin(net.nngp(x + step * direction)))
+
+        slope = jax.grad(total)(0.0)
+        numerical = (total(1e-5) - total(-1e-5)) / 2e-5
+    np.testing.assert_allclose(slope, numerical, rtol=1e-5)
+
+
+def test_the_mean_of_a_maximum():
+    def f(p, x):
+        return jnp.mean(jnp.max(gate(p, "a", x, None), axis=1), axis=-1)
+
+    x = SENTENCES
+    net = wl.limit(f, weights("a"))
+    mean = net.mean(x)
+    sigma = np.einsum("nsi,nti->nst", x, x) * 1.2**2 + 0.3**2
+    rng = np.random.default_rng(1)
+    draws = np.stack(
+        [rng.multivariate_normal(np.zeros(3), s, 200_000).max(1) for s in sigma]
+    )
+    error = draws.std(1) / np.sqrt(draws.shape[1])
+    assert np.all(np.abs(mean - draws.mean(1)) < 4.5 * error)
+
+
+def test_the_route_is_explained():
+    net, x = network("maximum")
+    routes = net.explain(x).routes
+    assert any("samples" in route for route in routes)
+    mlp, vectors = network("mlp")
+    assert not any("samples" in route for route in mlp.explain(vectors).routes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"samples": 1000}, "power of two"),
+        ({"samples": 2**30}, "power of two"),
+        ({"samples": 2.0}, "power of two"),
+        ({"rtol": 0.0}, "positive"),
+        ({"route": "fast"}, "auto"),
+        ({"get": "nnpg"}, "nngp"),
+        ({"get": ()}, "names"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    net, x = network("maximum")
+    with pytest.raises(wl.InputError, match=message):
+        net.estimate(x, **arguments)
+
+
+def test_samples_that_do_not_fit_are_refused():
+    net, _ = network("maximum")
+    x = np.ones((16, 200, 4))
+    with pytest.raises(wl.UnsupportedError, match="fewer"):
+        net.estimate(x, samples=2**18)
+
+
+def test_the_root_of_a_singular_matrix():
+    rng = np.random.default_rng(2)
+    half = rng.normal(size=(5, 3))
+    with jax.enable_x64(True):
+        for matrix in (half @ half.T, np.zeros((3, 3)), np.eye(2), np.ones((4, 4))):
+            root = semidefinite_root(jnp.asarray(matrix))
+            np.testing.assert_allclose(root @ root.T, matrix, atol=1e-13)
+            assert np.array_equal(root, np.tril(root))
+        slope = jax.grad(lambda s: jnp.sum(semidefinite_root(s * jnp.ones((2, 2)))))
+        assert np.isfinite(slope(1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert semidefinite_root(jnp.zeros((0, 0))).shape == (0, 0)
