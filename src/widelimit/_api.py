@@ -258,7 +258,8 @@ class Limit:
         try:
             if not batch:
                 return self._by_pairs(x1, x2, progress, what, diagonal)
-            found = self._sampled.question(x1, x2, dtype, what).formulas()
+            question, inputs = self._sampled.question(x1, x2, dtype, what)
+            found = question.formulas(inputs)
         except NeedsDraws:
             found = self._sampled.kernels(x1, x2, dtype, what)
         return jax.tree.map(_equal_inputs, found) if diagonal else found
@@ -427,8 +428,8 @@ class Limit:
             x1, x2, _ = self._checked(x1, x2, names)
             dtype = np.dtype(float)
             x1, x2 = _cast(x1, dtype), None if x2 is None else _cast(x2, dtype)
-            question = self._sampled.question(x1, x2, dtype, names)
-            found = estimates(question, samples, rtol, seed, progress, route)
+            question, inputs = self._sampled.question(x1, x2, dtype, names)
+            found = estimates(question, inputs, samples, rtol, seed, progress, route)
         return returned(found, get, "Estimates")
 
     def _mean_beside(self, x: Any, covariance: Any) -> dict[str, Any]:
@@ -577,12 +578,12 @@ class Limit:
                 jax.tree.map(lambda a, i=i: a[i], x) for i in (0, min(1, count - 1))
             ]
             rows = [named_inputs(p) for p in picks]
-        sides = [Side(asked.program, {**shared, **r}) for r in rows]
+        inputs = [{**shared, **r} for r in rows]
         pairs = PairKernel(asked, asked, self.trace_axes, batch)
-        question = Question(sides, pairs.on, dtype)
+        question = Question([asked.program] * len(inputs), pairs.on, dtype)
         if asked.outputs["nngp"].power > 0:
-            return question.engine(None)
-        return question.asked_engine(SAMPLES)
+            return question.engine(inputs, None)
+        return question.asked_engine(inputs, SAMPLES)
 
     # The finite network ---------------------------------------------------------------
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._networks import Networks, key_of, named_inputs, struct_of
-from .asymptotics import REPEATS, Engine, Plan, Question, Side
+from .asymptotics import REPEATS, Engine, Inputs, Question
 from .gaussian import Estimate, sobol_normal
-from .kernels import PairKernel, mean_of, swapped
+from .kernels import PairKernel, Quantities, mean_of, swapped
+from .transform import take_apart
 
 SAMPLES = 2**13
 """How many samples kernels take when no number is asked for."""
@@ -32,7 +33,9 @@ class SampledLimit:
 
     def __init__(self, networks: Networks, trace_axes: tuple[int, ...]) -> None:
         self._networks, self._trace_axes = networks, trace_axes
-        self._compiled: dict[Any, tuple[Plan, Callable[..., Any]]] = {}
+        self._apart: dict[Any, Quantities] = {}
+        self._questions: dict[Any, Question] = {}
+        self._compiled: dict[Question, Callable[..., Any]] = {}
 
     def kernels(
         self, x1: Any, x2: Any | None, dtype: Any, what: Collection[str]
@@ -41,7 +44,8 @@ class SampledLimit:
 
         Large data sets are cut into blocks, each pair of them with samples of its own.
         """
-        plan = self._plan(x1, x2, dtype, what)
+        question, inputs = self.question(x1, x2, dtype, what)
+        plan = question.plan(inputs)
         n1, n2 = _count(x1), 0 if x2 is None else _count(x2)
         if plan.dimension <= _DIMENSION or self._networks.is_coupled(x1):
             return self._block(x1, x2, dtype, what)
@@ -59,44 +63,37 @@ class SampledLimit:
                 grid[i][j] = jax.tree.map(lambda k: swapped(k, True), grid[j][i])
         return _joined(grid)
 
-    def _plan(self, x1: Any, x2: Any | None, dtype: Any, what: Collection[str]) -> Plan:
-        return self._prepared(x1, x2, dtype, what)[0]
-
     def _block(self, x1: Any, x2: Any | None, dtype: Any, what: Collection[str]) -> Any:
-        plan, run = self._prepared(x1, x2, dtype, what)
+        question, inputs = self.question(x1, x2, dtype, what)
+        plan = question.plan(inputs)
+        if question not in self._compiled:
+            self._compiled[question] = jax.jit(question.sampled, static_argnums=(1,))
         points = sobol_normal(plan.dimension, SAMPLES.bit_length() - 1, 0)
-        return run(x1, x2, jnp.asarray(points, dtype))
-
-    def _prepared(
-        self, x1: Any, x2: Any | None, dtype: Any, what: Collection[str]
-    ) -> tuple[Plan, Callable[..., Any]]:
-        """What to draw, and the jitted function (x1, x2, points) -> kernels."""
-        keys = [None if x is None else key_of(struct_of(x)) for x in (x1, x2)]
-        key = (*keys, str(dtype), frozenset(what))
-        if key not in self._compiled:
-            plan = self.question(x1, x2, dtype, what).plan(SAMPLES)
-
-            def run(x1: Any, x2: Any, points: Any) -> Any:
-                return self.question(x1, x2, dtype, what).sampled(plan, points)
-
-            self._compiled[key] = plan, jax.jit(run)
-        return self._compiled[key]
+        return self._compiled[question](inputs, plan, jnp.asarray(points, dtype))
 
     def question(
         self, x1: Any, x2: Any | None, dtype: Any, what: Collection[str]
-    ) -> Question:
-        """The kernels of two data sets, or of one with itself."""
+    ) -> tuple[Question, Inputs]:
+        """The kernels of two data sets, or of one with itself, and their inputs."""
         data = [x1] if x2 is None else [x1, x2]
-        asked = [
-            self._networks.asked(struct_of(x), True, frozenset(what)) for x in data
-        ]
-        kernel = PairKernel(asked[0], asked[-1], self._trace_axes, True)
+        key = (*(key_of(struct_of(x)) for x in data), str(dtype), frozenset(what))
+        if key not in self._questions:
+            asked = [self._asked(struct_of(x), frozenset(what)) for x in data]
+            kernel = PairKernel(asked[0], asked[-1], self._trace_axes, True)
+            programs = [one.program for one in asked]
+            self._questions[key] = Question(programs, kernel.on, dtype)
         shared = self._networks.shared(dtype, what)
-        sides = [
-            Side(one.program, {**shared, **named_inputs(x, whole=True)})
-            for one, x in zip(asked, data, strict=True)
-        ]
-        return Question(sides, kernel.on, dtype)
+        inputs = [{**shared, **named_inputs(x, whole=True)} for x in data]
+        return self._questions[key], inputs
+
+    def _asked(self, x: Any, what: frozenset[str]) -> Quantities:
+        """What is asked of a whole batch, its functions taken apart."""
+        key = (key_of(x), what)
+        if key not in self._apart:
+            found = self._networks.asked(x, True, what)
+            done = take_apart(found.program)
+            self._apart[key] = found.moved(done.program, done.place)
+        return self._apart[key]
 
     def mean(self, x: Any, dtype: Any) -> Any:
         """The mean of the output from one randomisation, of its traced shape."""
@@ -106,14 +103,15 @@ class SampledLimit:
         def ask(engine: Engine) -> Any:
             return mean_of(engine, network.output)
 
-        question = Question([Side(network.program, inputs)], ask, dtype)
-        plan = question.plan(SAMPLES)
+        question = Question([network.program], ask, dtype)
+        plan = question.plan([inputs])
         points = sobol_normal(plan.dimension, SAMPLES.bit_length() - 1, 0)
-        return question.sampled(plan, jnp.asarray(points, dtype))
+        return question.sampled([inputs], plan, jnp.asarray(points, dtype))
 
 
 def estimates(
     question: Question,
+    inputs: Inputs,
     samples: int,
     rtol: float | None,
     seed: Sequence[int],
@@ -122,7 +120,7 @@ def estimates(
 ) -> dict[str, Estimate]:
     """Every kernel with its error; samples are doubled until it is small enough."""
     while True:
-        found = question.answer(samples, seed, progress, route == "samples")
+        found = question.answer(inputs, samples, seed, progress, route == "samples")
         reached = max(_relative_error(k) for k in found.values())
         if rtol is None or reached <= rtol:
             return found

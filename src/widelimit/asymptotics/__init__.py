@@ -8,7 +8,7 @@ from ._engine import Engine as Engine
 from ._engine import Side as Side
 from ._engine import Step as Step
 from ._estimated import REPEATS as REPEATS
-from ._estimated import Plan as Plan
+from ._estimated import Inputs as Inputs
 from ._estimated import Question as Question
 from ._limit import ProgramLimit as ProgramLimit
 from ._limit import limit as limit

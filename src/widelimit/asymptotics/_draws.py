@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 Family = int
 
-MAX_NUMBERS = 2**29
-"""The most numbers in one array of samples: 4 GiB in double precision."""
+MAX_NUMBERS = 2**27
+"""The most numbers in one array of samples: 1 GiB in double precision."""
 
 
 class NeedsDraws(Exception):

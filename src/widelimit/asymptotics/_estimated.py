@@ -14,7 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..gaussian import Accuracy, Estimate, sobol_normal
-from ._draws import FORMULAS, Family, NeedsDraws, Sampling
+from ..program import TensorProgram
+from ._draws import (
+    FORMULAS,
+    MAX_NUMBERS,
+    Family,
+    NeedsDraws,
+    Sampling,
+    check_size,
+)
 from ._engine import Engine, Side
 
 REPEATS = 16
@@ -25,11 +33,10 @@ _STUDENT = 2.947
 # Rounding of a recursion, in units of the last place of its scale.
 _ROUNDING = 2**-44
 
-# Samples of several randomisations that are computed together.
-_AT_ONCE = 2**20
-
 Ask = Callable[[Engine], Any]
 """What is wanted of an engine: a pytree of arrays."""
+Inputs = Sequence[Mapping[str, Any]]
+"""The arrays of every side."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,92 +56,99 @@ class Plan:
 
 
 class Question:
-    """A question to the engine of some sides.
+    """A question to the engine of some programs, compiled once for all inputs.
 
     Args:
-        sides: the programs and their inputs, which may be traced.
+        programs: those of the sides.
         ask: what is wanted.
         dtype: of the numbers; JAX's default if None.
     """
 
-    def __init__(self, sides: Sequence[Side], ask: Ask, dtype: Any = None) -> None:
-        self._sides, self._ask = tuple(sides), ask
+    def __init__(
+        self, programs: Sequence[TensorProgram], ask: Ask, dtype: Any = None
+    ) -> None:
+        self._programs, self._ask = tuple(programs), ask
         self._dtype = jnp.result_type(float) if dtype is None else dtype
-        self._formulas: dict[int, Engine] = {}
-
-    def on(self, ask: Ask) -> "Question":
-        """Another question to the same sides, which knows what was found already."""
-        other = Question(self._sides, ask, self._dtype)
-        other._formulas = self._formulas
-        return other
-
-    def plan(self, samples: int, everything: bool = False) -> Plan:
-        """What has to be drawn, found on abstract numbers.
-
-        Args:
-            samples: the number of samples, for the check of their size.
-            everything: draw every family.
-        """
-        plan = Plan(self.engine(None).families.all if everything else frozenset())
-        while True:
-            sampling = Sampling(samples, plan.drawn)
-            try:
-                return dataclasses.replace(plan, dimension=self._dimension(sampling))
-            except NeedsDraws as found:
-                plan = Plan(plan.drawn | found.families)
-
-    def _dimension(self, sampling: Sampling) -> int:
-        used = 0
-
-        def run(inputs: Any) -> Any:
-            nonlocal used
-            sides = [
-                dataclasses.replace(side, inputs=given)
-                for side, given in zip(self._sides, inputs, strict=True)
-            ]
-            engine = Engine(sides, None, self._dtype, sampling)
-            found = self._ask(engine)
-            assert engine.draws is not None
-            used = engine.draws.dimension
-            return found
-
-        # New functions, so that nothing is found in a cache.
-        jax.eval_shape(run, [dict(side.inputs) for side in self._sides])
-        return used
+        self._plans: dict[bool, Plan] = {}
+        self._routes: dict[Any, dict[str, bool]] = {}
+        self._compiled = jax.jit(
+            jax.vmap(self._run, in_axes=(None, None, None, 0)), static_argnums=(0, 1)
+        )
 
     def engine(
-        self, sampling: Sampling | None, accuracy: Accuracy | None = None
+        self,
+        inputs: Inputs,
+        sampling: Sampling | None,
+        accuracy: Accuracy | None = None,
     ) -> Engine:
         """An engine that has not been asked yet."""
-        return Engine(self._sides, accuracy, self._dtype, sampling)
+        sides = [Side(p, i) for p, i in zip(self._programs, inputs, strict=True)]
+        return Engine(sides, accuracy, self._dtype, sampling)
 
-    def formulas(self) -> Any:
+    def formulas(self, inputs: Inputs) -> Any:
         """The answer by formulas.
 
         Raises:
             NeedsDraws: an expectation has none.
         """
-        return self._ask(self.engine(FORMULAS))
+        return self._ask(self.engine(inputs, FORMULAS))
 
-    def asked_engine(self, samples: int) -> Engine:
+    def plan(self, inputs: Inputs, everything: bool = False) -> Plan:
+        """What has to be drawn, found on abstract numbers.
+
+        Args:
+            inputs: those of every side; only their shapes count.
+            everything: draw every family.
+        """
+        if everything not in self._plans:
+            drawn: frozenset[Family] = frozenset()
+            if everything:
+                drawn = self.engine(inputs, None).families.all
+            plan = None
+            while plan is None:
+                try:
+                    plan = Plan(drawn, self._dimension(inputs, drawn))
+                except NeedsDraws as found:
+                    drawn |= found.families
+            self._plans[everything] = plan
+        return self._plans[everything]
+
+    def _dimension(self, inputs: Inputs, drawn: frozenset[Family]) -> int:
+        used = 0
+
+        def run(inputs: Inputs) -> Any:
+            nonlocal used
+            engine = self.engine(inputs, Sampling(2, drawn))
+            found = self._ask(engine)
+            assert engine.draws is not None
+            used = engine.draws.dimension
+            return found
+
+        # A new function, so that nothing is found in a cache.
+        jax.eval_shape(run, [dict(one) for one in inputs])
+        return used
+
+    def asked_engine(self, inputs: Inputs, samples: int) -> Engine:
         """The engine after it was asked, with samples if they are needed."""
-        engine = self.engine(FORMULAS)
+        engine = self.engine(inputs, FORMULAS)
         try:
             self._ask(engine)
         except NeedsDraws:
-            plan = self.plan(samples)
+            plan = self.plan(inputs)
             points = self._points(plan, samples, (), range(1))[0]
-            engine = self.engine(Sampling(samples, plan.drawn, points))
+            engine = self.engine(inputs, Sampling(samples, plan.drawn, points))
             self._ask(engine)
             engine.routes[str(plan)] = False
         return engine
 
-    def sampled(self, plan: Plan, points: Any) -> Any:
+    def sampled(self, inputs: Inputs, plan: Plan, points: Any) -> Any:
         """The answer from these points, (samples, dimension); differentiable."""
-        return self._ask(self.engine(Sampling(len(points), plan.drawn, points)))
+        sampling = Sampling(len(points), plan.drawn, points)
+        return self._ask(self.engine(inputs, sampling))
 
     def answer(
         self,
+        inputs: Inputs,
         samples: int,
         seed: Sequence[int] = (),
         progress: Callable[[int, int], None] | None = None,
@@ -143,67 +157,63 @@ class Question:
         """Every array as an `Estimate`.
 
         Args:
+            inputs: those of every side.
             samples: in each of the independent randomisations, if something has to be
                 drawn; a power of two.
             seed: of the randomisations.
             progress: called as `progress(done, all)`.
             everything: draw every family.
         """
-        if not everything:
+        if not everything and not self._plans:
             try:
-                return self._by_formulas()
+                return self._by_formulas(inputs)
             except NeedsDraws:
                 pass
-        plan = self.plan(samples, everything)
-        at_once = max(1, min(REPEATS, _AT_ONCE // samples))
+        plan = self.plan(inputs, everything)
+        numbers = samples * plan.dimension
+        check_size(numbers, samples)
+        at_once = max(1, min(REPEATS, MAX_NUMBERS // (4 * numbers)))
         values, routes = [], {}
         for start in range(0, REPEATS, at_once):
             points = self._points(plan, samples, seed, range(start, start + at_once))
-            found, routes = self._runs(plan, points)
+            found, routes = self._runs(inputs, plan, points)
             values += [jax.tree.map(lambda a, i=i: a[i], found) for i in range(at_once)]
             if progress is not None:
                 progress(len(values), REPEATS)
         coarse = values[0]
         if not all(routes.values()):
             points = self._points(plan, samples, seed, range(1))
-            found, _ = self._runs(plan, points, Accuracy(level=0))
+            found, _ = self._runs(inputs, plan, points, level=0)
             coarse = jax.tree.map(lambda a: a[0], found)
         return self._estimates({**routes, str(plan): False}, coarse, values)
 
     def _runs(
-        self, plan: Plan, points: Any, accuracy: Accuracy | None = None
+        self, inputs: Inputs, plan: Plan, points: Any, level: int = 1
     ) -> tuple[Any, Mapping[str, bool]]:
         """The answers from independent points, together, and the routes taken."""
-        routes: dict[str, bool] = {}
+        found = self._compiled(plan.drawn, level, [dict(i) for i in inputs], points)
+        return _host(found), self._routes[plan.drawn, level]
 
-        def one(points: Any) -> Any:
-            sampling = Sampling(len(points), plan.drawn, points)
-            engine = self.engine(sampling, accuracy)
-            found = self._ask(engine)
-            routes.update(engine.routes)
-            return found
-
-        # Not compiled: a recursion is many lines that run once.
-        return _host(jax.vmap(one)(points)), routes
-
-    def _by_formulas(self) -> Any:
-        fine, coarse = self._formula_engine(1), None
-        value = _host(self._ask(fine))
-        if not all(fine.routes.values()):
-            coarse = _host(self._ask(self._formula_engine(0)))
-        return self._estimates(
-            fine.routes, value if coarse is None else coarse, [value]
+    def _run(
+        self, drawn: frozenset[Family], level: int, inputs: Inputs, points: Any
+    ) -> Any:
+        engine = self.engine(
+            inputs, Sampling(len(points), drawn, points), Accuracy(level)
         )
+        found = self._ask(engine)
+        self._routes[drawn, level] = engine.routes
+        return found
 
-    def _formula_engine(self, level: int) -> Engine:
-        """An engine of some accuracy that draws nothing, and refuses what needs it."""
-        if level not in self._formulas:
-            self._formulas[level] = self.engine(FORMULAS, Accuracy(level))
-        return self._formulas[level]
+    def _by_formulas(self, inputs: Inputs) -> Any:
+        fine = self.engine(inputs, FORMULAS)
+        value = coarse = _host(self._ask(fine))
+        if not all(fine.routes.values()):
+            coarse = _host(self._ask(self.engine(inputs, FORMULAS, Accuracy(level=0))))
+        return self._estimates(fine.routes, coarse, [value])
 
     def _estimates(self, routes: Mapping[str, bool], coarse: Any, values: Any) -> Any:
         route = "; ".join(routes) or "linear algebra"
-        lines = max(len(side.program) for side in self._sides)
+        lines = max(len(program) for program in self._programs)
         make = functools.partial(_estimate, route, lines)
         return jax.tree.map(
             lambda *leaves: make(leaves[0], leaves[1:]), coarse, *values

@@ -21,7 +21,7 @@ from ..program import (
 )
 from ..scalar import Expr
 from ..transform import at_ratios, detranspose
-from ._engine import Engine, Side
+from ._engine import Engine
 from ._estimated import Question
 
 # In each randomisation, where something has to be drawn.
@@ -47,7 +47,6 @@ class ProgramLimit:
         self.ratios = dict(ratios or {})
         done = detranspose(program, self.ratios)
         self._solved, self._place = done.program, done.place
-        self._question: Question | None = None
 
     def mean(self, line: int) -> Estimate:
         """E Z of a line, of its index shape."""
@@ -142,14 +141,8 @@ class ProgramLimit:
             return jnp.broadcast_to(0.0 if value is None else value, shape)
 
         with enable_x64():
-            if program is not None:
-                question = Question((Side(program, self._inputs),), array)
-            elif self._question is None:
-                side = Side(self._solved, self._inputs)
-                question = self._question = Question((side,), array)
-            else:
-                question = self._question.on(array)
-            return question.answer(_SAMPLES)
+            question = Question((program or self._solved,), array)
+            return question.answer((self._inputs,), _SAMPLES)
 
 
 def limit(

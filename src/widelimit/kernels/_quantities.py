@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from ..program import Ref, TensorProgram
 from ..trace import Traced
@@ -45,3 +46,13 @@ class Quantities:
     outputs: Mapping[str, Traced] = dataclasses.field(default_factory=dict)
     taps: Mapping[str, Traced] = dataclasses.field(default_factory=dict)
     gradients: Mapping[str, Gradient] = dataclasses.field(default_factory=dict)
+
+    def moved(self, program: TensorProgram, place: Mapping[Ref, Ref]) -> "Quantities":
+        """The same quantities in a rewritten program."""
+
+        def each(some: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: one.moved(place) for name, one in some.items()}
+
+        return Quantities(
+            program, each(self.outputs), each(self.taps), each(self.gradients)
+        )

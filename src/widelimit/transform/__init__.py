@@ -22,3 +22,4 @@ from ._pipeline import STAGES as STAGES
 from ._pipeline import Rewritten as Rewritten
 from ._pipeline import normal_form as normal_form
 from ._promote import promote as promote
+from ._take_apart import take_apart as take_apart
