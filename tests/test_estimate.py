@@ -251,9 +251,9 @@ def test_bad_arguments(arguments, message):
         net.estimate(x, **arguments)
 
 
-def test_samples_that_do_not_fit_are_refused():
-    net, _ = network("maximum")
-    x = np.ones((16, 200, 4))
+def test_samples_that_do_not_fit_are_refused(monkeypatch):
+    monkeypatch.setattr("widelimit.asymptotics._draws.MAX_NUMBERS", 2**10)
+    net, x = network("maximum")
     with pytest.raises(wl.UnsupportedError, match="fewer"):
         net.estimate(x, samples=2**18)
 
