@@ -23,6 +23,7 @@ from ..scalar import Arg, Const, Expr, evaluate, substitute
 from ._closed import closed_dual, closed_mean, closed_name
 from ._estimate import Accuracy
 from ._factors import as_function, merge, multiply, summands, used
+from ._gated import gated
 from ._given import given_dual
 from ._hermite import hermite_dual
 from ._piecewise import MANY, Kinks, find_kinks, leaf_kinks, parity
@@ -34,6 +35,7 @@ from ._qmc import (
     normal_points,
     psd_root,
 )
+from ._quadratic import is_covered, quadratic_mean
 from ._quadrature import (
     density_times,
     mean_smooth,
@@ -280,6 +282,12 @@ def _group(factors: tuple[Expr, ...], law: _Law) -> Array:
         if value is not None:
             _take(f"closed form: {closed_name(f, g)}")
             return jnp.asarray(value, law.dtype)
+    squares = gated(factors, law.d) if joint else None
+    if squares is not None and is_covered(squares):
+        _take("quadratic forms")
+        means, cov, params = law.means, law.cov, law.params
+        level = law.accuracy.level
+        return quadratic_mean(squares, means, cov, params, law.dtype, level)
     peeled = _peel(alone, joint, law)
     if peeled is not None:
         return peeled
