@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..scalar import Const, Expr
+from ..scalar import Expr
 from ._gated import Gated, Term
 from ._joint import Joint, Value, is_zero
 from ._quadrature import accumulate
-from ._tilted import Leaves, Regression, regress
+from ._tilted import Law, Leaves, law_of
 
 Array = Any
 
@@ -96,57 +96,77 @@ class _Integral:
         below: tuple[int, ...],
         terms: dict[Term, Expr],
     ) -> None:
-        self._leaves, self._terms, self._count = leaves, terms, len(below)
+        self._leaves, self._terms = leaves, terms
         numbers = sorted({i for t in terms for i in (*t.forms, *t.signs)})
         self._places = {number: k for k, number in enumerate(numbers)}
         forms = [product.forms[i] for i in numbers]
-        self._law = regress(leaves, forms, [product.quadratics[q] for q in below])
+        self._law = law_of(leaves, forms, [product.quadratics[q] for q in below])
         self._scales = self._law.scales
+        entries = [leaves.full(None), *self._scales]
+        entries += [c for row in self._law.rest for c in row if not is_zero(c)]
+        self._size = math.prod(jnp.broadcast_shapes(*(e.shape for e in entries)))
 
     def value(self, level: int) -> Array:
         """The integral over all t."""
-        dtype = self._leaves.dtype
-        if not self._count:
-            return self._integrand(jnp.zeros((1, 0), dtype))[0]
-        lowest = min(-p for term in self._terms for _, p in term.powers)
-        nodes = _nodes(self._count, level, lowest, float(jnp.finfo(dtype).eps))
-        sizes = [s.rows.shape for s in self._law.squares]
-        matrices = math.prod(sizes[0][:-2]) * sizes[0][-1] ** 2
-        block = jax.checkpoint(self._block)
-        size = 4 * (matrices + math.prod(self._law.shape))
-        total, absolute, edge = accumulate(nodes, size, block, dtype)
+        if not self._scales:
+            return self._integrand(self._law, ())
+        total, absolute, edge = self._integral(self._law, (), level)
         # Without decay in every t there is no expectation.
         exists = jnp.abs(edge) <= _DIVERGED * absolute
         for scale in self._scales:
             exists &= scale > 0
         return jnp.where(exists, total, jnp.nan)
 
-    def _block(self, rows: Array) -> Array:
-        """Sums over nodes: of all parts, of their moduli, and of those at the edge."""
-        u, weights = rows[:, : self._count], rows[:, self._count :]
-        values = self._integrand(u)
-        sums = jnp.tensordot(weights.T, values, 1)
-        absolute = jnp.tensordot(weights[:, 0], jnp.abs(values), 1)
-        return jnp.stack([sums[0], absolute, sums[1]])
+    def _integral(self, law: Law, logs: tuple[Array, ...], level: int) -> Array:
+        """The integrals over the t of all quadratic forms that `law` has left.
 
-    def _integrand(self, u: Array) -> Array:
-        """The integrand in u = log(t * scale), along the first axis."""
-        shape = (u.shape[0], *[1] * self._leaves.rank)
-        t = [
-            jnp.exp(u[:, k].reshape(shape)) / jnp.where(scale > 0, scale, 1)
-            for k, scale in enumerate(self._scales)
-        ]
-        joint, log_mass = self._law.tilted(t)
-        total = jnp.zeros(shape, u.dtype)
+        Args:
+            law: with the quadratic forms before tilted.
+            logs: log t of these.
+            level: of accuracy.
+
+        Returns:
+            The integral, that of the modulus, and the part of it at the last nodes.
+        """
+        if not law.squares:
+            value = self._integrand(law, logs)
+            return jnp.stack([value, jnp.abs(value), jnp.zeros_like(value)])
+        k, dtype = len(logs), self._leaves.dtype
+        power = min(-term.powers[k][1] for term in self._terms)
+        nodes = _nodes(level, power, float(jnp.finfo(dtype).eps))
+        scale = self._scales[k]
+        safe = jnp.where(scale > 0, scale, 1.0)
+
+        def block(rows: Array) -> Array:
+            u, weight, last = (
+                rows[:, i].reshape(-1, *[1] * (self._leaves.rank + k)) for i in range(3)
+            )
+            log_t = u - jnp.log(safe)
+            further = law.tilted(jnp.exp(log_t))
+            parts = self._integral(further, (*logs, log_t), level)
+            total, absolute, edge = jnp.sum(weight * parts, axis=1)
+            return jnp.stack([total, absolute, edge + jnp.sum(last * parts[0], 0)])
+
+        assert law.factor is not None
+        size = 4 * (
+            law.factor.size + self._size * math.prod(logs[0].shape[:1] if logs else ())
+        )
+        return accumulate(nodes, size, jax.checkpoint(block), dtype)
+
+    def _integrand(self, law: Law, logs: tuple[Array, ...]) -> Array:
+        """The integrand in all log t."""
+        joint, total = law.joint, self._leaves.full(None)
         for term, c in self._terms.items():
             moment = self._moment(joint, term)
             if is_zero(moment):
                 continue
-            log: Value = log_mass
-            for (_, p), one in zip(term.powers, t, strict=True):
-                log = log - p * jnp.log(one) - math.lgamma(-p)
+            log = law.log_mass
+            for (_, p), log_t in zip(term.powers, logs, strict=True):
+                log = log - p * log_t - math.lgamma(-p)
             total = total + self._leaves.number(c) * jnp.exp(log) * moment
-        return total
+        return jnp.broadcast_to(
+            total, jnp.broadcast_shapes(total.shape, jnp.shape(law.log_mass))
+        )
 
     def _moment(self, joint: Joint, term: Term) -> Value:
         odd = (len(term.forms) + len(term.signs)) % 2
@@ -160,23 +180,18 @@ class _Integral:
 
 
 @functools.lru_cache(maxsize=32)
-def _nodes(count: int, level: int, lowest: float, eps: float) -> np.ndarray:
-    """Nodes of the rule for integrals over `count` logarithms u.
+def _nodes(level: int, power: float, eps: float) -> np.ndarray:
+    """Nodes of the rule for an integral over u = log t.
 
-    u = v - exp(-v) + exp(v - 5): the integrand goes down like exp(lowest u) on the left
-    and at least like exp(-u/2) on the right.
+    u = v - exp(-v) + exp(v - 5): the integrand goes down like exp(power u) on the left
+    and at least like exp(-u / 2) on the right.
 
     Returns:
-        Rows of nodes u, their weight, and the weight again at the right edge.
+        Rows of a node u, its weight, and this again at the last node.
     """
     digits = -math.log(eps)
-    left, right = -math.log(digits / lowest), _BEND + math.log(2.0 * digits)
+    left, right = -math.log(digits / power), _BEND + math.log(2.0 * digits)
     v = np.arange(left, right + _STEPS[level], _STEPS[level])
     u = v - np.exp(-v) + np.exp(v - _BEND)
     w = _STEPS[level] * (1.0 + np.exp(-v) + np.exp(v - _BEND))
-    edge = np.arange(len(v)) == len(v) - 1
-    grids = np.meshgrid(*[np.arange(len(v))] * count, indexing="ij")
-    at = [g.ravel() for g in grids]
-    weight = np.prod([w[i] for i in at], axis=0)
-    far = np.any([edge[i] for i in at], axis=0)
-    return np.stack([*(u[i] for i in at), weight, weight * far], axis=1)
+    return np.stack([u, w, w * (u == u[-1])], axis=1)

@@ -19,7 +19,7 @@ from jax.scipy.linalg import solve_triangular
 
 from ..scalar import Const, Expr, evaluate
 from ._gated import Form, Quadratic
-from ._joint import Joint, Value
+from ._joint import Joint, Value, add
 from ._quadrature import safe_sqrt
 
 Array = Any
@@ -64,117 +64,164 @@ class Leaves:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Square:
-    """A quadratic form |mu + L xi|^2 + constant."""
+class Square:
+    """A quadratic form |w|^2 + constant of a Gaussian vector w.
 
-    rows: Array
-    mu: Array | None
+    Attributes:
+        size: the number of entries of w.
+        mean: of w, along the last axis; None is a structural zero.
+        constant: what is added.
+    """
+
+    size: int
+    mean: Array | None
     constant: Array
-
-    @property
-    def mean(self) -> Array:
-        total = jnp.sum(self.rows**2, axis=(-2, -1)) + self.constant
-        return total if self.mu is None else total + jnp.sum(self.mu**2, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Regression:
-    """Linear forms m + G xi + rest, beside quadratic forms of xi.
+class Law:
+    """Linear forms m + G xi + rest beside quadratic forms, where xi ~ N(0, I).
 
     Attributes:
-        means: m of every form; 0.0 where all means are structural zeros.
-        slopes: G of every form, along the last axis.
-        rest: the covariances of the rests.
-        squares: the quadratic forms.
+        means: m of every form; 0.0 is a structural zero.
+        slopes: G of every form, along the last axis; none without quadratic forms.
+        rest: the covariances of the rests, which are independent of xi.
+        squares: the quadratic forms; the vectors w are parts of mean + L xi.
+        factor: L, lower triangular.
+        log_mass: the logarithm of the expectation of the weights so far.
     """
 
     means: list[Value]
     slopes: list[Array]
-    rest: list[list[Array]]
-    squares: list[_Square]
+    rest: list[list[Value]]
+    squares: tuple[Square, ...] = ()
+    factor: Array | None = None
+    log_mass: Value = 0.0
+
+    @property
+    def joint(self) -> Joint:
+        """The law of the forms, when there are no quadratic forms left."""
+        return Joint(self.means, self.rest)
 
     @property
     def scales(self) -> list[Array]:
         """The expectations of the quadratic forms."""
-        return [s.mean for s in self.squares]
+        scales, start = [], 0
+        for s in self.squares:
+            assert self.factor is not None
+            rows = self.factor[..., start : start + s.size, :]
+            start += s.size
+            scale = jnp.sum(rows**2, axis=(-2, -1)) + s.constant
+            mean = 0.0 if s.mean is None else jnp.sum(s.mean**2, axis=-1)
+            scales.append(scale + mean)
+        return scales
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """What the moments of the forms broadcast to."""
-        entries = [c for row in self.rest for c in row] + self.scales
-        return jnp.broadcast_shapes(*(e.shape for e in entries))
-
-    def tilted(self, t: Sequence[Array]) -> tuple[Joint, Value]:
-        """The law of the forms under the weight, and the logarithm of its mass.
+    def tilted(self, t: Array) -> "Law":
+        """The law under the weight exp(-t q) of the first quadratic form q.
 
         Args:
-            t: the parameter of every quadratic form: an axis of nodes first, then the
-                axes of the leaves.
+            t: an axis of nodes, which the result has first, then those of the law.
         """
-        if not self.squares:
-            return Joint(list(self.means), self.rest), 0.0
-        count = self.squares[0].rows.shape[-1]
-        precision = jnp.eye(count, dtype=t[0].dtype)
-        log_mass: Value = 0.0
-        for s, one in zip(self.squares, t, strict=True):
-            gram = jnp.swapaxes(s.rows, -1, -2) @ s.rows
-            precision = precision + 2.0 * one[..., None, None] * gram
-            log_mass = log_mass - one * s.constant
-        root = jnp.linalg.cholesky(precision)
-        log_mass -= jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), axis=-1)
-        # One inverse for all linear forms: it has no axes that only they have.
-        unit = jnp.broadcast_to(jnp.eye(count, dtype=root.dtype), root.shape)
-        inverse = solve_triangular(root, unit, lower=True)
-        slopes = [_contract("ij,j->i", inverse, g[None]) for g in self.slopes]
-        cov: list[list[Value]] = [
-            [_contract("i,i->", x, y) + c for y, c in zip(slopes, row, strict=True)]
+        assert self.factor is not None
+        first, own = self.squares[0], self.squares[0].size
+        inverse, log_det = _tilt(self.factor[..., :own, :own], t)
+        log_mass = self.log_mass - t * first.constant - 0.5 * log_det
+        rows = _rotated(inverse, self.factor[..., own:, :], "ij,rj->ri")
+        slopes = [_rotated(inverse, g, "ij,j->i") for g in self.slopes]
+        means, squares = self.means, self.squares[1:]
+        if first.mean is not None:
+            pull = _contract("ri,r->i", self.factor[..., :own, :own], first.mean)
+            shift = _contract("ij,j->i", inverse, 2.0 * t[..., None] * pull)
+            log_mass += 0.5 * jnp.sum(shift**2, -1) - t * jnp.sum(first.mean**2, -1)
+            down = [_contract("i,i->", g[..., :own], shift) for g in slopes]
+            means = [m - x for m, x in zip(means, down, strict=True)]
+            moved = _contract("ri,i->r", rows[..., :own], shift)
+            parts = jnp.split(moved, np.cumsum([s.size for s in squares])[:-1], -1)
+            squares = tuple(
+                dataclasses.replace(s, mean=s.mean - x)
+                for s, x in zip(squares, parts, strict=False)
+            )
+        cov = [
+            [add(_contract("i,i->", x, y), c) for y, c in zip(slopes, row, strict=True)]
             for x, row in zip(slopes, self.rest, strict=True)
         ]
-        if all(s.mu is None for s in self.squares):
-            return Joint(list(self.means), cov), log_mass
-        pull: Value = 0.0
-        for s, one in zip(self.squares, t, strict=True):
-            assert s.mu is not None
-            pull = pull + 2.0 * one[..., None] * jnp.einsum(
-                "...ri,...r->...i", s.rows, s.mu
-            )
-            log_mass -= one * jnp.sum(s.mu**2, axis=-1)
-        shift = _contract("ij,j->i", inverse, pull)
-        log_mass += 0.5 * jnp.sum(shift**2, axis=-1)
-        means = [
-            m - _contract("i,i->", x, shift)
-            for m, x in zip(self.means, slopes, strict=True)
-        ]
-        return Joint(means, cov), log_mass
+        if not squares:
+            return Law(means, [], cov, log_mass=log_mass)
+        across = [_contract("ri,i->r", rows, g) for g in slopes]
+        w = _contract("ri,si->rs", rows, rows)
+        sizes = jnp.diagonal(w, axis1=-2, axis2=-1)
+        return _law(means, cov, across, squares, w, sizes, log_mass)
 
 
-def regress(
+def _tilt(rows: Array, t: Array) -> tuple[Array, Array]:
+    """X with X^T X = M^-1 and log det M, for M = I + 2 t L^T L."""
+    gram = jnp.swapaxes(rows, -1, -2) @ rows
+    unit = jnp.eye(rows.shape[-1], dtype=rows.dtype)
+    root = jnp.linalg.cholesky(unit + 2.0 * t[..., None, None] * gram)
+    # One inverse for all linear forms: it has none of the axes that only they have.
+    inverse = solve_triangular(root, jnp.broadcast_to(unit, root.shape), lower=True)
+    diagonal = jnp.diagonal(root, axis1=-2, axis2=-1)
+    return inverse, 2.0 * jnp.sum(jnp.log(diagonal), axis=-1)
+
+
+def _rotated(inverse: Array, slopes: Array, subscripts: str) -> Array:
+    """Slopes on the first entries of xi after these were made standard again."""
+    own = inverse.shape[-1]
+    first = _contract(subscripts, inverse, slopes[None, ..., :own])
+    others = slopes[None, ..., own:]
+    others = jnp.broadcast_to(others, (*first.shape[:-1], others.shape[-1]))
+    return jnp.concatenate([first, others], axis=-1)
+
+
+def _law(
+    means: list[Value],
+    cov: list[list[Value]],
+    across: Sequence[Array],
+    squares: tuple[Square, ...],
+    w: Array,
+    sizes: Array,
+    log_mass: Value = 0.0,
+) -> Law:
+    """The law of forms and of the vectors w of quadratic forms, by their covariances.
+
+    Args:
+        means: of the forms.
+        cov: of the forms.
+        across: the covariances of every form with all w, along the last axis.
+        squares: the quadratic forms.
+        w: the covariance matrix of all w, possibly singular.
+        sizes: variances that rounding in `w` is relative to.
+        log_mass: of the weights so far.
+    """
+    factor, slopes = _factorise(w, sizes, across)
+    return Law(means, slopes, _remainders(cov, slopes), squares, factor, log_mass)
+
+
+def law_of(
     leaves: Leaves, forms: Sequence[Form], quadratics: Sequence[Quadratic]
-) -> Regression:
-    """Regress linear forms of Gaussian leaves on what quadratic forms read of them."""
+) -> Law:
+    """The law of linear forms and of quadratic forms of Gaussian leaves."""
     read = sorted({i for q in quadratics for i in q.leaves})
-    roots = [_placed(q, read) for q in quadratics]
     heads = [_Head(leaves, f, read) for f in forms]
-    rest = [[x.cov(y) for y in heads] for x in heads]
+    cov: list[list[Value]] = [[x.cov(y) for y in heads] for x in heads]
     centred = all(m is None for m in leaves.means)
     means = [0.0 if centred and h.is_linear else h.mean() for h in heads]
     if not quadratics:
-        return Regression(means, [], rest, [])
+        return Law(means, [], cov)
+    roots = [_placed(q, read) for q in quadratics]
     root = jnp.asarray(np.concatenate(roots, axis=1), leaves.dtype)
     k = _matrix(leaves, read)
     deviation = safe_sqrt(jnp.diagonal(k, axis1=-2, axis2=-1))
     # Before what cancels in them has cancelled.
     sizes = (deviation @ jnp.abs(root)) ** 2
-    rows = [h.row() @ root for h in heads]
-    factor, slopes = _factorise(root.T @ k @ root, sizes, rows)
-    mu = None if centred else leaves.stack([leaves.means[i] for i in read]) @ root
-    squares, start = [], 0
+    squares = []
     for q, own in zip(quadratics, roots, strict=True):
-        at = slice(start, start + own.shape[1])
-        start = at.stop
-        part = None if mu is None else mu[..., at]
-        squares.append(_Square(factor[..., at, :], part, leaves.number(q.constant)))
-    return Regression(means, slopes, _remainders(rest, slopes), squares)
+        mean = None
+        if not centred:
+            mean = leaves.stack([leaves.means[i] for i in read]) @ own
+        squares.append(Square(own.shape[1], mean, leaves.number(q.constant)))
+    across = [h.row() @ root for h in heads]
+    return _law(means, cov, across, tuple(squares), root.T @ k @ root, sizes)
 
 
 def _placed(q: Quadratic, read: Sequence[int]) -> np.ndarray:
@@ -286,9 +333,7 @@ def _factorise(
     outer = jnp.broadcast_shapes(w.shape[:-2], sizes.shape[:-1])
     w = jnp.broadcast_to(w, (*outer, count, count))
     start = [
-        jnp.broadcast_to(
-            h, (*jnp.broadcast_shapes(outer, h.shape[:-1]), count)
-        )
+        jnp.broadcast_to(h, (*jnp.broadcast_shapes(outer, h.shape[:-1]), count))
         for h in rows
     ]
     _, (columns, slopes) = lax.scan(step, (w, start), jnp.arange(count))
