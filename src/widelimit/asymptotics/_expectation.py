@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Beyond these sizes a product of sums is kept whole, as one function of its leaves.
 _MAX_PIECES = 32
-_MAX_LEAVES = 64
+_MAX_LEAVES = 256
 
 Asked = tuple[int, "int | Moment", tuple[Index, ...]]
 """A side, a line of it (or a Moment's function), and the indices it is read at."""

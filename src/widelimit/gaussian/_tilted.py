@@ -234,9 +234,9 @@ def _placed(q: Quadratic, read: Sequence[int]) -> np.ndarray:
 
 def _matrix(leaves: Leaves, read: Sequence[int]) -> Array:
     """The covariance matrix of some leaves, in the last two axes."""
-    m = len(read)
-    flat = leaves.stack([leaves.cov[i][j] for i in read for j in read])
-    return flat.reshape(*flat.shape[:-1], m, m)
+    # Row by row: XLA takes long to compile one stack of thousands of entries.
+    rows = [leaves.stack([leaves.cov[i][j] for j in read]) for i in read]
+    return jnp.stack(jnp.broadcast_arrays(*rows), axis=-2)
 
 
 class _Head:
