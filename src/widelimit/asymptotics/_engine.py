@@ -27,7 +27,7 @@ import numpy as np
 
 from .. import scalar
 from .._errors import UnsupportedError
-from .._jax import Equation, bind
+from .._jax import Equation, bind, is_concrete
 from ..gaussian import Accuracy
 from ..program import (
     Constant,
@@ -123,7 +123,7 @@ class Engine:
 
     def view(self, ref: int, side: int = 0) -> tuple[View, tuple[Letter, ...]]:
         """A line at fresh letters, one for every index."""
-        letters = tuple(self.letters.new(s) for s in self._shape(side, ref))
+        letters = tuple(self.letters.new(s) for s in self.shape(side, ref))
         return View(
             side, ref, tuple(self.letters.identity(a) for a in letters)
         ), letters
@@ -155,7 +155,7 @@ class Engine:
         first, a = self.view(u, sides[0])
         b = tuple(
             a[i] if i in same else self.letters.new(s)
-            for i, s in enumerate(self._shape(sides[1], v))
+            for i, s in enumerate(self.shape(sides[1], v))
         )
         second = View(sides[1], v, tuple(self.letters.identity(x) for x in b))
         with self._deep():
@@ -167,6 +167,22 @@ class Engine:
             *(x for i, x in enumerate(b) if i not in same),
         )
         return self._full(materialise(total, self.letters, out), out)
+
+    def covariances(self, u: tuple[int, int], v: tuple[int, int]) -> Any:
+        """The covariances of two families of Gaussian lines, at all their positions.
+
+        Args:
+            u: a side and a line of it.
+            v: the same.
+
+        Returns:
+            An array of the shape of u and of that of v, in NumPy where it is not
+            traced; None for a structural zero.
+        """
+        (first, a), (second, b) = self.view(u[1], u[0]), self.view(v[1], v[0])
+        value = materialise(self.cov(first, second), self.letters, a + b)
+        value = self._full(value, a + b)
+        return np.asarray(value) if value is not None and is_concrete(value) else value
 
     def covariance(self, u: View, v: View) -> Sum:
         """Cov(Z^u, Z^v) for lines of any kind."""
@@ -261,7 +277,7 @@ class Engine:
     def tensor_or_zeros(self, side: int, ref: int) -> Any:
         """The value of a Tensor line as an array of its shape."""
         value = self.tensor(side, ref)
-        shape = self._shape(side, ref)
+        shape = self.shape(side, ref)
         return (
             jnp.zeros(shape, self.dtype)
             if value is None
@@ -271,7 +287,7 @@ class Engine:
     def _tensor_now(self, side: int, ref: int) -> Any:
         line = self.sides[side].program.lines[ref]
         if isinstance(line, Moment):
-            letters = tuple(self.letters.new(s) for s in self._shape(side, ref))
+            letters = tuple(self.letters.new(s) for s in self.shape(side, ref))
             indices = tuple(self.letters.identity(a) for a in letters)
             self.steps.append(Step("moment", View(side, ref, indices), None))
             total = expectation(self, [(side, line, indices)], letters)
@@ -344,7 +360,7 @@ class Engine:
         value = self.tensor(side, arg.ref)
         if value is None:
             return None
-        value = jnp.broadcast_to(value, self._shape(side, arg.ref))
+        value = jnp.broadcast_to(value, self.shape(side, arg.ref))
         axes = tuple(i for i, a in enumerate(arg.letters) if a < 0)
         value = jnp.squeeze(value, axes)
         return Factor(value, tuple(indices[a] for a in arg.letters if a >= 0))
@@ -603,7 +619,7 @@ class Engine:
         self, what: str, u: View, v: View
     ) -> tuple[_Canonical, tuple[Index, ...], tuple[Index, ...], list[Index]]:
         """Which axes are aligned, fixed or free; new letters; how to read a result."""
-        shape_u, shape_v = self._shape(u.side, u.ref), self._shape(v.side, v.ref)
+        shape_u, shape_v = self.shape(u.side, u.ref), self.shape(v.side, v.ref)
         axes_u: list[tuple[str, int]] = []
         axes_v: list[tuple[str, int]] = [("free", 0)] * len(shape_v)
         at_u: list[Index] = []
@@ -681,7 +697,7 @@ class Engine:
         """The line behind a view."""
         return self.sides[u.side].program.lines[u.ref]
 
-    def _shape(self, side: int, ref: int) -> tuple[int, ...]:
+    def shape(self, side: int, ref: int) -> tuple[int, ...]:
         return self.sides[side].program.types[ref].shape
 
     def is_gaussian(self, side: int, ref: int) -> bool:
