@@ -35,8 +35,9 @@ _MAX_DEGREE = 8
 _STEPS = (0.5, 0.35, 0.25)
 """Step of the trapezoidal rule at each level of accuracy."""
 
-_BEND = 5.0
-"""Where u = log t begins to grow exponentially with the variable of the rule."""
+_BENDS = (8.0, 12.0, 24.0)
+"""Where u = log t begins to grow exponentially with the variable of the rule, by level:
+structure of slow tails beyond is not resolved."""
 
 _DIVERGED = 1e-4
 
@@ -183,15 +184,16 @@ class _Integral:
 def _nodes(level: int, power: float, eps: float) -> np.ndarray:
     """Nodes of the rule for an integral over u = log t.
 
-    u = v - exp(-v) + exp(v - 5): the integrand goes down like exp(power u) on the left
+    u = v - exp(-v) + exp(v - bend): the integrand goes down like exp(power u) on the left
     and at least like exp(-u / 2) on the right.
 
     Returns:
         Rows of a node u, its weight, and this again at the last node.
     """
     digits = -math.log(eps)
-    left, right = -math.log(digits / power), _BEND + math.log(2.0 * digits)
+    bend = _BENDS[level]
+    left, right = -math.log(digits / power), bend + math.log(2.0 * digits)
     v = np.arange(left, right + _STEPS[level], _STEPS[level])
-    u = v - np.exp(-v) + np.exp(v - _BEND)
-    w = _STEPS[level] * (1.0 + np.exp(-v) + np.exp(v - _BEND))
+    u = v - np.exp(-v) + np.exp(v - bend)
+    w = _STEPS[level] * (1.0 + np.exp(-v) + np.exp(v - bend))
     return np.stack([u, w, w * (u == u[-1])], axis=1)

@@ -130,15 +130,23 @@ class Law:
         slopes = [_rotated(inverse, g, "ij,j->i") for g in self.slopes]
         means, squares = self.means, self.squares[1:]
         if first.mean is not None:
-            pull = _contract("ri,r->i", self.factor[..., :own, :own], first.mean)
-            shift = _contract("ij,j->i", inverse, 2.0 * t[..., None] * pull)
-            log_mass += 0.5 * jnp.sum(shift**2, -1) - t * jnp.sum(first.mean**2, -1)
-            down = [_contract("i,i->", g[..., :own], shift) for g in slopes]
-            means = [m - x for m, x in zip(means, down, strict=True)]
-            moved = _contract("ri,i->r", rows[..., :own], shift)
+            lower = self.factor[..., :own, :own]
+            beta, off = _least_squares(lower, first.mean)
+            left = _contract("ij,j->i", inverse, beta[None])
+            drop = jnp.sum(beta**2, axis=-1) - jnp.sum(left**2, axis=-1)
+            log_mass -= 0.5 * drop + t * jnp.sum(off**2, axis=-1)
+            means = [
+                m
+                - _contract("i,i->", g[..., :own], beta)
+                + _contract("i,i->", x[..., :own], left)
+                for m, g, x in zip(means, self.slopes, slopes, strict=True)
+            ]
+            moved = _contract("ri,i->r", rows[..., :own], left) - _contract(
+                "ri,i->r", self.factor[..., own:, :own], beta
+            )
             parts = jnp.split(moved, np.cumsum([s.size for s in squares])[:-1], -1)
             squares = tuple(
-                dataclasses.replace(s, mean=s.mean - x)
+                dataclasses.replace(s, mean=s.mean + x)
                 for s, x in zip(squares, parts, strict=False)
             )
         cov = [
@@ -151,6 +159,17 @@ class Law:
         w = _contract("ri,si->rs", rows, rows)
         sizes = jnp.diagonal(w, axis1=-2, axis2=-1)
         return _law(means, cov, across, squares, w, sizes, log_mass)
+
+
+def _least_squares(factor: Array, mean: Array) -> tuple[Array, Array]:
+    """The beta that L beta is closest to the mean with, and what is left of it."""
+    gram = jnp.swapaxes(factor, -1, -2) @ factor
+    diagonal = jnp.diagonal(gram, axis1=-2, axis2=-1)
+    unit = jnp.eye(factor.shape[-1], dtype=factor.dtype)
+    gram = gram + unit * (diagonal == 0)[..., None, :]
+    right = _contract("ri,r->i", factor, mean)
+    beta = jnp.linalg.solve(gram, right[..., None])[..., 0]
+    return beta, mean - _contract("ri,i->r", factor, beta)
 
 
 def _tilt(rows: Array, t: Array) -> tuple[Array, Array]:
