@@ -131,10 +131,8 @@ class _Reader:
                 return self._added(self.read(no), self.product(on, change))
             case Call("pow", (x, Const(n))):
                 return self._power(self.read(x), n)
-            case Call("sqrt", (x,)):
-                return self._power(self.read(x), 0.5)
-            case Call("rsqrt", (x,)):
-                return self._power(self.read(x), -0.5)
+            case Call("div", (x, y)):
+                return self.product(self.read(x), self._inverse(y))
             case Call(op, (x,)):
                 return self._unary(op, self.read(x))
             case Call(op, (x, y)):
@@ -145,6 +143,10 @@ class _Reader:
         match op:
             case "neg":
                 return _scaled(x, -1.0)
+            case "sqrt":
+                return self._power(x, 0.5)
+            case "rsqrt":
+                return self._power(x, -0.5)
             case "abs":
                 return self._absolute(x)
             case "sign":
@@ -164,8 +166,6 @@ class _Reader:
             case "or":
                 both = _scaled(self.product(x, y), -1.0)
                 return self._added(self._added(x, y), both)
-            case "div":
-                return self.product(x, self._power(y, -1.0))
             case "max" | "min":
                 apart = self._absolute(self._added(x, _scaled(y, -1.0)))
                 apart = apart if op == "max" else _scaled(apart, -1.0)
@@ -175,6 +175,15 @@ class _Reader:
             side = _scaled(side, 0.5 * _COMPARISONS[op])
             return self._added(_constant(HALF), side)
         return None
+
+    def _inverse(self, e: Expr) -> Sum | None:
+        """1 / e, with products and powers kept apart rather than multiplied out."""
+        match e:
+            case Call("mul", (x, y)):
+                return self.product(self._inverse(x), self._inverse(y))
+            case Call("pow", (x, Const(n))):
+                return self._power(self.read(x), -n)
+        return self._power(self.read(e), -1.0)
 
     def _indicator(self, which: Expr) -> Sum | None:
         """A condition as a sum that is 0 or 1."""

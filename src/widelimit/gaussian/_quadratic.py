@@ -3,9 +3,9 @@
     q^-s = 1 / Gamma(s) * integral of t^(s-1) exp(-t q) dt,  t from 0 to infinity.
 
 Under the weight exp(-t q) the leaves are Gaussian again, and signs of two linear forms
-times any polynomial have closed moments. What is left is an integral over one t for each
-quadratic form: in log t the integrand is analytic in a strip and decays exponentially,
-so that the trapezoidal rule converges geometrically.
+times any polynomial have closed moments. What is left is an integral over one t for
+each quadratic form: in log t the integrand is analytic in a strip and decays
+exponentially, so that the trapezoidal rule converges geometrically.
 
 References:
     Yang et al. (2019), "A mean field theory of batch normalization",
@@ -184,8 +184,8 @@ class _Integral:
 def _nodes(level: int, power: float, eps: float) -> np.ndarray:
     """Nodes of the rule for an integral over u = log t.
 
-    u = v - exp(-v) + exp(v - bend): the integrand goes down like exp(power u) on the left
-    and at least like exp(-u / 2) on the right.
+    u = v - exp(-v) + exp(v - bend): the integrand goes down like exp(power u) on the
+    left and at least like exp(-u / 2) on the right.
 
     Returns:
         Rows of a node u, its weight, and this again at the last node.

@@ -130,25 +130,16 @@ class Law:
         slopes = [_rotated(inverse, g, "ij,j->i") for g in self.slopes]
         means, squares = self.means, self.squares[1:]
         if first.mean is not None:
-            lower = self.factor[..., :own, :own]
-            beta, off = _least_squares(lower, first.mean)
+            beta, off = _least_squares(self.factor[..., :own, :own], first.mean)
             left = _contract("ij,j->i", inverse, beta[None])
             drop = jnp.sum(beta**2, axis=-1) - jnp.sum(left**2, axis=-1)
             log_mass -= 0.5 * drop + t * jnp.sum(off**2, axis=-1)
             means = [
-                m
-                - _contract("i,i->", g[..., :own], beta)
-                + _contract("i,i->", x[..., :own], left)
+                m + _shift(g, beta, x, left, "i,i->")
                 for m, g, x in zip(means, self.slopes, slopes, strict=True)
             ]
-            moved = _contract("ri,i->r", rows[..., :own], left) - _contract(
-                "ri,i->r", self.factor[..., own:, :own], beta
-            )
-            parts = jnp.split(moved, np.cumsum([s.size for s in squares])[:-1], -1)
-            squares = tuple(
-                dataclasses.replace(s, mean=s.mean + x)
-                for s, x in zip(squares, parts, strict=False)
-            )
+            further = self.factor[..., own:, :]
+            squares = _moved(squares, _shift(further, beta, rows, left, "ri,i->r"))
         cov = [
             [add(_contract("i,i->", x, y), c) for y, c in zip(slopes, row, strict=True)]
             for x, row in zip(slopes, self.rest, strict=True)
@@ -159,6 +150,30 @@ class Law:
         w = _contract("ri,si->rs", rows, rows)
         sizes = jnp.diagonal(w, axis1=-2, axis2=-1)
         return _law(means, cov, across, squares, w, sizes, log_mass)
+
+
+def _shift(
+    before: Array, beta: Array, after: Array, left: Array, subscripts: str
+) -> Array:
+    """What slopes on the first entries of xi make of their new mean instead of 0.
+
+    Not the mean of xi but that of xi + beta goes to 0 at large t: the slopes before the
+    tilt take beta away, and those after it meet what is left of it.
+    """
+    own = beta.shape[-1]
+    moved = _contract(subscripts, after[..., :own], left)
+    return moved - _contract(subscripts, before[..., :own], beta)
+
+
+def _moved(squares: Sequence[Square], shift: Array) -> tuple[Square, ...]:
+    """Quadratic forms whose vectors w, one after the other, are shifted."""
+    moved, start = [], 0
+    for s in squares:
+        part = shift[..., start : start + s.size]
+        start += s.size
+        assert s.mean is not None
+        moved.append(dataclasses.replace(s, mean=s.mean + part))
+    return tuple(moved)
 
 
 def _least_squares(factor: Array, mean: Array) -> tuple[Array, Array]:
