@@ -17,7 +17,7 @@ relu = jax.nn.relu
 
 def mean(f, cov, means=None, *, level=1, params=(), dtype=jnp.float64):
     """E f(z, *params) for z of a covariance matrix."""
-    cov = jnp.asarray(cov, dtype)
+    cov = cov if isinstance(cov, jax.Array) else np.asarray(cov, dtype)
     d = len(cov)
     rows = [[cov[i, j] for j in range(d)] for i in range(d)]
     at = [None] * d if means is None else [jnp.asarray(m, dtype) for m in means]
@@ -140,6 +140,23 @@ def test_the_batch_may_be_centred_in_the_function():
     z = np.random.default_rng(2).multivariate_normal(np.zeros(5), raw, 400_000)
     y = np.maximum(z - z.mean(1, keepdims=True), 0) / z.std(1, keepdims=True)
     assert_is_mean_of(expected, y[:, 0] * y[:, 1])
+
+
+def test_a_normalised_batch_has_mean_square_one():
+    cov = centring(4) @ wishart(10, 4) @ centring(4)
+
+    def squares(*z):
+        return sum((x / jnp.sqrt(square(*z))) ** 2 for x in z)
+
+    assert mean(squares, cov) == pytest.approx(1.0, rel=1e-11)
+
+
+def test_a_large_batch():
+    def entry(*z):
+        return relu(z[0] / jnp.sqrt(square(*z) / 70)) ** 2
+
+    # All entries are alike, and half of the mean square is positive.
+    assert mean(entry, centring(70)) == pytest.approx(0.5, rel=1e-10)
 
 
 # ---------------------------------------------------------------------- two batches

@@ -2,9 +2,10 @@
 
 The product is taken apart first: factors that are products, groups of leaves that are
 independent. Each group then goes to the cheapest route that is exact for it:
-Wick's theorem, a closed form, Stein's lemma for a leaf that enters as a polynomial,
-one-dimensional quadrature, a Hermite series, quadrature split at kinks, a tensor rule,
-and randomised quasi-Monte Carlo last.
+Wick's theorem, a closed form, tilted Gaussians where quadratic forms are divided by,
+Stein's lemma for a leaf that enters as a polynomial, one-dimensional quadrature, a
+Hermite series, quadrature split at kinks, a tensor rule, and randomised quasi-Monte
+Carlo last.
 """
 
 import contextlib
@@ -110,7 +111,8 @@ def expect(
 
     It can be traced, batched and differentiated. Derivatives are those of Price's
     theorem, right for singular covariances too, except where several leaves meet in
-    a function with kinks; there the rule itself is differentiated.
+    a function with kinks or in a quadratic form that is divided by; there the rule
+    itself is differentiated.
 
     Args:
         factors: functions whose product is meant. Arguments 0..d-1 are the Gaussian

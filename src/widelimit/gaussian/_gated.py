@@ -19,7 +19,9 @@ from ._factors import used
 
 ZERO, ONE, HALF = Const(0.0), Const(1.0), Const(0.5)
 
-_MAX_TERMS = 64
+# The sum of squares of a batch has a term for every element of it.
+_MAX_TERMS = 512
+_MAX_PRODUCTS = 8 * _MAX_TERMS
 _MAX_POWER = 8
 _COMPARISONS = {"gt": 1.0, "ge": 1.0, "lt": -1.0, "le": -1.0}
 _DIGITS = 15
@@ -242,7 +244,7 @@ class _Reader:
 
     def product(self, x: Sum | None, y: Sum | None) -> Sum | None:
         """The product, multiplied out."""
-        if x is None or y is None or len(x) * len(y) > _MAX_TERMS**2:
+        if x is None or y is None or len(x) * len(y) > _MAX_PRODUCTS:
             return None
         total: Sum = {}
         for one, c in x.items():

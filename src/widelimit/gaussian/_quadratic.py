@@ -30,6 +30,8 @@ from ._tilted import Law, Leaves, law_of
 
 Array = Any
 
+_MAX_TERMS = 64
+_MAX_FORMS = 8
 _MAX_VARIABLES = 6
 _MAX_DEGREE = 8
 _STEPS = (0.5, 0.35, 0.25)
@@ -44,7 +46,9 @@ _DIVERGED = 1e-4
 
 def is_covered(product: Gated) -> bool:
     """Whether `quadratic_mean` has the moments, and at most two integrals."""
-    return all(
+    read = {i for term in product.terms for i in (*term.forms, *term.signs)}
+    few = len(read) <= _MAX_FORMS and len(product.terms) <= _MAX_TERMS
+    return few and all(
         len(term.signs) <= 2
         and len(term.powers) <= 2
         and all(p < 0 for _, p in term.powers)
@@ -65,7 +69,9 @@ def quadratic_mean(
     """The expectation of a sum of products that is covered.
 
     It is NaN where it does not exist, as that of 1/|z|. Matrices are computed once for
-    all entries that only leaves outside the quadratic forms vary with.
+    all entries that only leaves outside the quadratic forms vary with. At a singular
+    covariance its derivatives are those along covariances of the same rank, as they are
+    where inputs move; to others there is no derivative from within.
 
     Args:
         product: the sum.
