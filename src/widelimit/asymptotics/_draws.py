@@ -10,6 +10,7 @@ a network of `count` neurons without its weight matrices.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -219,11 +220,11 @@ class Draws:
         """The next line of a family, given those drawn before: by Cholesky's rows."""
         engine = self._engine
         known = self._known.setdefault(engine.families.of(*key), _Known())
-        own = engine.cov_matrix(key, key)
+        own = self._covariance(key, key)
         across: list[Any] = []
         while len(across) < len(known.lines):
             # A covariance may draw other lines of the family first.
-            across.append(engine.cov_matrix(key, known.lines[len(across)]))
+            across.append(self._covariance(key, known.lines[len(across)]))
         if key in self._samples:
             return self._samples[key]
         self._check(len(own))
@@ -237,6 +238,15 @@ class Draws:
         value = jnp.reshape(centred.T, (*shape, self.count))
         mean = engine.law_mean_array(*key)
         return value if mean is None else value + mean[..., None]
+
+    def _covariance(self, x: tuple[int, Ref], y: tuple[int, Ref]) -> Any:
+        """The covariance of two lines, their positions in rows and columns."""
+        engine = self._engine
+        rows, cols = (math.prod(engine.shape(*key)) for key in (x, y))
+        found = engine.covariances(x, y)
+        if found is None:
+            return jnp.zeros((rows, cols), engine.dtype)
+        return jnp.reshape(found, (rows, cols)).astype(engine.dtype)
 
     def _points(self, dimension: int) -> Any:
         start, points = self.dimension, self._sampling.points

@@ -21,7 +21,6 @@ over them.
 
 import contextlib
 import dataclasses
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -32,7 +31,7 @@ import numpy as np
 
 from .. import scalar
 from .._errors import UnsupportedError
-from .._jax import Equation, bind
+from .._jax import Equation, bind, is_concrete
 from ..gaussian import Accuracy
 from ..program import (
     Constant,
@@ -152,17 +151,6 @@ class Engine:
         total = self._law_mean(view)
         return self._full(materialise(total, self.letters, letters), letters)
 
-    def cov_matrix(self, x: tuple[int, int], y: tuple[int, int]) -> Any:
-        """The covariance of two Gaussian lines, their positions in rows and columns."""
-        u, a = self.view(x[1], x[0])
-        v, b = self.view(y[1], y[0])
-        found = materialise(self.cov(u, v), self.letters, (*a, *b))
-        if found is None:
-            found = jnp.zeros((1,) * len(a + b), self.dtype)
-        full = self._full(found.astype(self.dtype), (*a, *b))
-        rows = math.prod(self.letters.sizes[i] for i in a)
-        return jnp.reshape(full, (rows, -1))
-
     def pair_array(
         self,
         u: int,
@@ -195,6 +183,22 @@ class Engine:
             *(x for i, x in enumerate(b) if i not in same),
         )
         return self._full(materialise(total, self.letters, out), out)
+
+    def covariances(self, u: tuple[int, int], v: tuple[int, int]) -> Any:
+        """The covariances of two families of Gaussian lines, at all their positions.
+
+        Args:
+            u: a side and a line of it.
+            v: the same.
+
+        Returns:
+            An array of the shape of u and of that of v, in NumPy where it is not
+            traced; None for a structural zero.
+        """
+        (first, a), (second, b) = self.view(u[1], u[0]), self.view(v[1], v[0])
+        value = materialise(self.cov(first, second), self.letters, a + b)
+        value = self._full(value, a + b)
+        return np.asarray(value) if value is not None and is_concrete(value) else value
 
     def covariance(self, u: View, v: View) -> Sum:
         """Cov(Z^u, Z^v) for lines of any kind."""

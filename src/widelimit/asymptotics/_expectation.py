@@ -13,6 +13,7 @@ not the expansion of a polynomial. Everything here is given the draws, if there 
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 
 # Beyond these sizes a product of sums is kept whole, as one function of its leaves.
 _MAX_PIECES = 32
-_MAX_LEAVES = 64
+_MAX_LEAVES = 256
+
+# From so many leaves at fixed positions on, covariances are taken from whole families.
+_MANY_POINTS = 8
 
 Asked = tuple[int, "int | Moment", tuple[Index, ...]]
 """A side, a line of it (or a Moment's function), and the indices it is read at."""
@@ -155,6 +159,10 @@ def _atoms(
     return tuple(factors)
 
 
+_Line = tuple[int, int]
+"""A side and a line of it."""
+
+
 class _Moments:
     """Means and covariances of the leaves, at the letters of the piece."""
 
@@ -163,6 +171,17 @@ class _Moments:
     ) -> None:
         self._engine, self._views, self._letters = engine, views, letters
         self._cov: dict[tuple[int, int], Any] = {}
+        self._families: dict[tuple[_Line, _Line], Any] = {}
+        self._points: dict[int, tuple[int, ...]] = {}
+        places: dict[_Line, dict[int, tuple[int, ...]]] = {}
+        for i, view in enumerate(views):
+            if not any(index.letters for index in view.indices):
+                at = tuple(int(index.table) for index in view.indices)
+                places.setdefault((view.side, view.ref), {})[i] = at
+        for (side, ref), found in places.items():
+            size = math.prod(engine.shape(side, ref))
+            if len(found) >= max(_MANY_POINTS, size / 2):
+                self._points |= found
 
     def families(self, numbers: Sequence[int]) -> frozenset[Family]:
         """The families of leaves."""
@@ -181,9 +200,25 @@ class _Moments:
         """The covariance of leaves i and j; None for a structural zero."""
         key = (min(i, j), max(i, j))
         if key not in self._cov:
-            total = self._engine.cov(self._views[key[0]], self._views[key[1]])
-            self._cov[key] = materialise(total, self._engine.letters, self._letters)
+            if i in self._points and j in self._points:
+                self._cov[key] = self._at_points(*key)
+            else:
+                total = self._engine.cov(self._views[key[0]], self._views[key[1]])
+                self._cov[key] = materialise(total, self._engine.letters, self._letters)
         return self._cov[key]
+
+    def _at_points(self, i: int, j: int) -> Any:
+        """A covariance that is an entry of that of two whole families of lines."""
+        u, v = self._views[i], self._views[j]
+        key = ((u.side, u.ref), (v.side, v.ref))
+        if key not in self._families:
+            self._families[key] = self._engine.covariances(*key)
+        whole = self._families[key]
+        if whole is None:
+            return None
+        entry = whole[self._points[i] + self._points[j]]
+        # A zero that is known is one by structure: it keeps groups apart.
+        return None if is_zero(entry) else entry.reshape((1,) * len(self._letters))
 
 
 _Placed = tuple[Atom, tuple[int, ...]]

@@ -2,9 +2,10 @@
 
 The product is taken apart first: factors that are products, groups of leaves that are
 independent. Each group then goes to the cheapest route that is exact for it:
-Wick's theorem, a closed form, Stein's lemma for a leaf that enters as a polynomial,
-one-dimensional quadrature, a Hermite series, quadrature split at kinks, a tensor rule,
-and randomised quasi-Monte Carlo last.
+Wick's theorem, a closed form, tilted Gaussians where quadratic forms are divided by,
+Stein's lemma for a leaf that enters as a polynomial, one-dimensional quadrature, a
+Hermite series, quadrature split at kinks, a tensor rule, and randomised quasi-Monte
+Carlo last.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from ..scalar import Arg, Const, Expr, evaluate, substitute
 from ._closed import closed_dual, closed_mean, closed_name
 from ._estimate import Accuracy
 from ._factors import as_function, merge, multiply, summands, used
+from ._gated import gated
 from ._given import given_dual
 from ._hermite import hermite_dual
 from ._piecewise import MANY, Kinks, find_kinks, leaf_kinks, parity
@@ -34,6 +36,7 @@ from ._qmc import (
     normal_points,
     psd_root,
 )
+from ._quadratic import is_covered, quadratic_mean
 from ._quadrature import (
     density_times,
     mean_smooth,
@@ -108,7 +111,8 @@ def expect(
 
     It can be traced, batched and differentiated. Derivatives are those of Price's
     theorem, right for singular covariances too, except where several leaves meet in
-    a function with kinks; there the rule itself is differentiated.
+    a function with kinks or in a quadratic form that is divided by; there the rule
+    itself is differentiated.
 
     Args:
         factors: functions whose product is meant. Arguments 0..d-1 are the Gaussian
@@ -280,6 +284,12 @@ def _group(factors: tuple[Expr, ...], law: _Law) -> Array:
         if value is not None:
             _take(f"closed form: {closed_name(f, g)}")
             return jnp.asarray(value, law.dtype)
+    squares = gated(factors, law.d) if joint else None
+    if squares is not None and is_covered(squares):
+        _take("quadratic forms")
+        means, cov, params = law.means, law.cov, law.params
+        level = law.accuracy.level
+        return quadratic_mean(squares, means, cov, params, law.dtype, level)
     peeled = _peel(alone, joint, law)
     if peeled is not None:
         return peeled

@@ -15,6 +15,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -82,8 +83,9 @@ def accumulate(
     rows = rows.reshape(blocks, block, points.shape[1])
     if blocks == 1:
         return term(rows[0])
-    start = term(rows[0])
-    return lax.scan(lambda s, r: (s + term(r), None), start, rows[1:])[0]
+    like = jax.eval_shape(term, rows[0])
+    start = jnp.zeros(like.shape, like.dtype)
+    return lax.scan(lambda s, r: (s + term(r), None), start, rows)[0]
 
 
 def mean_smooth(
