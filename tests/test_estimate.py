@@ -173,6 +173,7 @@ def test_two_data_sets_and_repeated_inputs():
     assert net.nngp(x, np.ones((2, 5, 4))).shape == (3, 2)
 
 
+@pytest.mark.slow
 def test_kernels_of_many_inputs_are_cut_into_blocks(monkeypatch):
     monkeypatch.setattr("widelimit._sampled._DIMENSION", 12)
     net, _ = network("maximum")

@@ -246,6 +246,7 @@ def test_batch_normalisation_of_two_batches_of_images() -> None:
     np.testing.assert_allclose(across, expected[:32, 32:], rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_kernel_with_batch_normalisation() -> None:
     net = wl.limit(batch_normalised, NORMALISED)
     x = jnp.asarray(array("bn12_inputs")[:4])

@@ -342,6 +342,7 @@ def test_widths_that_do_not_divide():
 
 
 # ---------------------------------------------------------------------- tangent kernel
+@pytest.mark.slow
 def test_the_tangent_kernel_is_compared_when_asked():
     params = {"U": wl.normal((3, n)), "W": wl.normal((n, n)), "v": wl.normal((n, 2))}
 

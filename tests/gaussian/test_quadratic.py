@@ -151,6 +151,7 @@ def test_a_normalised_batch_has_mean_square_one():
     assert mean(squares, cov) == pytest.approx(1.0, rel=1e-11)
 
 
+@pytest.mark.slow
 def test_a_large_batch():
     def entry(*z):
         return relu(z[0] / jnp.sqrt(square(*z) / 70)) ** 2
@@ -244,6 +245,7 @@ def test_means():
     assert_is_mean_of(mean(gated, cov, means), np.asarray(gated(*samples.T)))
 
 
+@pytest.mark.slow
 def test_derivatives_are_those_of_finite_differences():
     a = jnp.asarray(np.random.default_rng(8).standard_normal((6, 8)))
     both = jnp.asarray(centring(3, 3))

@@ -275,6 +275,7 @@ def check_descent(f: Any, params: Params, steps: int) -> None:
     np.testing.assert_allclose(net.nngp(X), covariance, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_tapped_network_may_be_trained() -> None:
     def tapped(p: Params, x: Array) -> Array:
         h = wl.tap("h", apply(p["U"], x))
