@@ -97,7 +97,8 @@ class Networks:
         key = (key_of(x if batch else with_rows(x, 1)), batch)
         if key not in self._limits:
             network = self.traced(x, batch)
-            done = detranspose(network.program, self._ratios(network.program))
+            ratios = self._ratios(network.program)
+            done = detranspose(network.program, ratios, symmetric=True)
             self._limits[key] = network.moved(done.program, done.place)
         return self._limits[key]
 
@@ -158,7 +159,8 @@ class Networks:
         keep = tuple(r for one in found.values() for r, _ in one.refs)
         step = normal_form(program, keep)
         found = {key: one.moved(step.place) for key, one in found.items()}
-        done = detranspose(step.program, self._ratios(step.program))
+        ratios = self._ratios(step.program)
+        done = detranspose(step.program, ratios, symmetric=True)
         return done.program, {k: one.moved(done.place) for k, one in found.items()}
 
     def _backwards(

@@ -31,8 +31,8 @@ from ..program import (
     VecIn,
     Vector,
 )
+from ..transform import Parity
 from ._index import Letter
-from ._parity import Parity
 
 if TYPE_CHECKING:
     from ._engine import Engine
