@@ -42,7 +42,7 @@ from .report import (
     formula,
     gradient_report,
 )
-from .trace import Constant, Network, Normal, path_name
+from .trace import Constant, Network, Normal, Untied, path_name
 
 # A mean below this part of the deviation is rounding.
 _ROUNDING = 1e-9
@@ -587,7 +587,7 @@ class Limit:
     # The finite network ---------------------------------------------------------------
 
     def at(
-        self, *, key: Any, dtype: Any = None, **widths: int
+        self, x: Any = None, /, *, key: Any, dtype: Any = None, **widths: int
     ) -> tuple[finite.FiniteNetwork, Any]:
         """Draw the network at finite width.
 
@@ -595,6 +595,8 @@ class Limit:
         parameterisation, `theta` holds the variable that is trained underneath.
 
         Args:
+            x: inputs of the shape that the network is for. Only untied weights need
+                it, as it says how many copies there are; see `wl.untie`.
             key: a JAX random key.
             dtype: of the drawn arrays; JAX's default if None.
             **widths: the value of every width, such as `n=1024`.
@@ -605,10 +607,19 @@ class Limit:
 
         Raises:
             InputError: a width is missing, unknown or does not fit; the standard
-                parameterisation is asked of a width without a base.
+                parameterisation is asked of a width without a base; weights are
+                untied and `x` is missing.
         """
+        if x is None and isinstance(self.f, Untied):
+            raise InputError(
+                "How many copies of its weights an untied network has depends on its "
+                "inputs: draw it for some, as in net.at(x, key=key, n=1024)."
+            )
+        f, params = self.f, self.params
+        if x is not None:
+            f, params = self._networks.function(self._inputs(x, "x"))
         return finite.at(
-            self.f, self.params, key, widths, dtype,
+            f, params, key, widths, dtype,
             trace_axes=self.trace_axes, one_batch=self._networks.is_one_batch,
         )  # fmt: skip
 
@@ -658,8 +669,9 @@ class Limit:
         if gradients:
             found = self._gradients(x, output)
             predicted |= {f"{finite.GRADIENT}{name}": k for name, k in found.items()}
+        f, params = self._networks.function(x)
         return finite.check(
-            self.f, self.params, x, predicted, widths, seeds, key, progress=progress,
+            f, params, x, predicted, widths, seeds, key, progress=progress,
             trace_axes=self.trace_axes, one_batch=self._networks.is_one_batch,
             output=(output,) if isinstance(output, int) else output,
         )  # fmt: skip

@@ -28,6 +28,7 @@ from .trace import (
     Network,
     Normal,
     Traced,
+    Untied,
     compile_network,
     path_name,
     tangent_variance,
@@ -66,6 +67,21 @@ class Networks:
         self._asked: dict[Any, Quantities] = {}
         self._coupled: dict[Any, bool] = {}
         self._replaced: dict[Any, tuple[str, ...]] = {}
+        self._expanded: dict[Any, tuple[Callable[..., Any], Any]] = {}
+
+    def function(self, x: Any) -> tuple[Callable[..., Any], Any]:
+        """The function and its declarations, with copies where weights are untied.
+
+        Args:
+            x: inputs, or their shapes.
+        """
+        if not isinstance(self._f, Untied):
+            return self._f, self._params
+        one = with_rows(struct_of(x), 1)
+        key = key_of(one)
+        if key not in self._expanded:
+            self._expanded[key] = self._f.expanded(self._params, one)
+        return self._expanded[key]
 
     def traced(self, x: Any, batch: bool = False, moving: bool = False) -> Network:
         """The network as traced, for inputs of a shape: of one, or of a whole batch.
@@ -80,8 +96,9 @@ class Networks:
         one = x if batch else with_rows(x, 1)
         key = (key_of(one), batch, moving)
         if key not in self._traced:
-            draws = () if batch else fresh_draws(self._f, self._params, x)
-            network = compile_network(self._f, self._params, one, draws, moving)
+            f, params = self.function(x)
+            draws = () if batch else fresh_draws(f, params, x)
+            network = compile_network(f, params, one, draws, moving)
             if network.perturbations:
                 ratios = self._ratios(network.program)
                 step = promote(network.program, network.perturbations, ratios)
@@ -259,7 +276,7 @@ class Networks:
         one = x if batch else with_rows(x, 1)
         key = key_of(one)
         if key not in self._replaced:
-            self._replaced[key] = replaced_derivatives(self._f, self._params, one)
+            self._replaced[key] = replaced_derivatives(*self.function(x), one)
         if where := self._replaced[key]:
             raise UnsupportedError(
                 "The derivative that JAX takes of the network is not that of its "
@@ -295,12 +312,12 @@ class Networks:
         """Whether inputs of a batch interact."""
         key = key_of(with_rows(struct_of(x), 1))
         if key not in self._coupled:
-            self._coupled[key] = coupled(self._f, self._params, x)
+            self._coupled[key] = coupled(*self.function(x), x)
         return self._coupled[key]
 
     def is_one_batch(self, x: Any) -> bool:
         """Whether running inputs one by one would be another function."""
-        return self.is_coupled(x) or any(fresh_draws(self._f, self._params, x))
+        return self.is_coupled(x) or any(fresh_draws(*self.function(x), x))
 
     def shared(self, dtype: Any, what: Collection[str] = ()) -> dict[str, Any]:
         """What all inputs of the programs share: standard deviations, arrays.
