@@ -126,7 +126,7 @@ class Networks:
             x: a pytree of `jax.ShapeDtypeStruct`.
             batch: whether inputs interact.
             what: "nngp", "ntk" or both; "parts" (of the ntk, one a parameter); "taps",
-                perhaps with "nngp"; "gradients" (at taps).
+                perhaps with "nngp"; "gradients" (at taps), perhaps with "taps".
 
         Raises:
             NoLimitError: a quantity diverges.
@@ -138,7 +138,7 @@ class Networks:
 
     def _ask(self, x: Any, batch: bool, what: frozenset[str]) -> Quantities:
         if "gradients" in what:
-            return self._gradients(x, batch)
+            return self._gradients(x, batch, "taps" in what)
         if not what & {"ntk", "parts"}:
             network = self.limit(x, batch)
             outputs = {"nngp": network.output} if "nngp" in what else {}
@@ -168,8 +168,8 @@ class Networks:
         return Quantities(program, outputs)
 
     def _simplified(
-        self, program: TensorProgram, found: dict[str, Any]
-    ) -> tuple[TensorProgram, dict[str, Any]]:
+        self, program: TensorProgram, found: dict[Any, Any]
+    ) -> tuple[TensorProgram, dict[Any, Any]]:
         """A program of the same limit, without ratios and transposes."""
         ratios = self._ratios(program)
         program = at_ratios(TensorProgram(program.lines), ratios)
@@ -231,7 +231,7 @@ class Networks:
             program, len(network.program), detranspose(program, ratios)
         )
 
-    def _gradients(self, x: Any, batch: bool) -> Quantities:
+    def _gradients(self, x: Any, batch: bool, with_taps: bool) -> Quantities:
         """The adjoints of the taps, by the backward pass of the program."""
         network, back = self.backward(x, batch)
         ratios, (g,) = self._ratios(network.program), back.gradients
@@ -253,8 +253,15 @@ class Networks:
             )
             found[name] = Gradient(refs, g.shape, tap.axis, tap.shape)
         program = TensorProgram(tuple(writer.lines))
-        program, found = self._simplified(program, found)
-        return Quantities(program, gradients=found)
+        forward = network.taps if with_taps else {}
+        asked = {("gradient", k): g for k, g in found.items()}
+        asked |= {("tap", k): t for k, t in forward.items()}
+        program, asked = self._simplified(program, asked)
+        return Quantities(
+            program,
+            taps={k: asked["tap", k] for k in forward},
+            gradients={k: asked["gradient", k] for k in found},
+        )
 
     def _moving(self, x: Any, batch: bool) -> Network:
         """The network as traced, where every trained parameter can move."""

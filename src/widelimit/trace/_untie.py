@@ -273,7 +273,7 @@ class _Stacks:
 
     def __init__(self, arrays: Mapping[int, Any], labels: Mapping[int, str]) -> None:
         self._arrays, self._labels = arrays, labels
-        self.shapes = {
+        self.shapes: Mapping[int, jax.ShapeDtypeStruct] = {
             place: jax.ShapeDtypeStruct(a.shape[1:], a.dtype)
             for place, a in arrays.items()
         }
@@ -422,7 +422,9 @@ class _Run:
 
         def step(carry: Any, now: Any) -> tuple[Any, Any]:
             x, mine = now
-            outs = _Run(_Step(self._source.shapes, mine)).graph(body, [*fixed, *carry, *x])
+            outs = _Run(_Step(self._source.shapes, mine)).graph(
+                body, [*fixed, *carry, *x]
+            )
             return outs[:carried], outs[carried:]
 
         carry, stacked = jax.lax.scan(
