@@ -210,6 +210,16 @@ def test_what_is_a_use(f: Callable[..., Any], uses: int) -> None:
     assert np.all(np.abs(gradient).max((1, 2)) > 0)
 
 
+def test_lines_keep_where_they_stand() -> None:
+    net, tied = wl.limit(wl.untie(rnn), PARAMS), wl.limit(rnn, PARAMS)
+    sources = [
+        {line.source for line in each.program(X).lines if line.source}
+        for each in (net, tied)
+    ]
+    assert sources[0] == sources[1]
+    assert all("test_untie.py" in s and "(rnn)" in s for s in sources[0])
+
+
 def test_a_network_of_its_own_copies_is_traced() -> None:
     for f in (symmetric, twice_a_step):
         net = wl.limit(wl.untie(f), PARAMS)

@@ -23,6 +23,7 @@ from .._jax import (
     Var,
     enable_x64,
     evaluate,
+    standing_at,
     trace,
     x64_enabled,
 )
@@ -358,7 +359,9 @@ class _Run:
             return values[atom]
 
         for equation in graph.equations:
-            outputs = self._equation(equation, [read(a) for a in equation.inputs])
+            inputs = [read(a) for a in equation.inputs]
+            with standing_at(equation.source):
+                outputs = self._equation(equation, inputs)
             values.update(zip(equation.outputs, outputs, strict=True))
         return [read(a) for a in graph.outputs]
 
