@@ -274,10 +274,9 @@ class _Known:
 
     def reserve(self, entries: int, points: Any) -> None:
         """Make room for more entries, with points like these."""
-        size = 0 if self.root is None else len(self.root)
-        more = -size % _ROOM
+        size, more = 0 if self.root is None else len(self.root), 0
         while size + more < self._used + entries:
-            more += _ROOM if size + more < 4 * _ROOM else size + more
+            more += _ROOM if size + more < 4 * _ROOM else 4 * _ROOM
         if self.root is None:
             self.root = jnp.zeros((more, more), points.dtype)
             self.points = jnp.zeros((len(points), more), points.dtype)
