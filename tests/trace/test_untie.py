@@ -229,7 +229,7 @@ def test_a_network_of_its_own_copies_is_traced() -> None:
 def test_names_choose_what_is_untied() -> None:
     shapes = copies(rnn, names=["U", "b"])
     assert shapes == {"W": (8, 8), "U": (STEPS, 3, 8), "b": (STEPS, 8), "v": (8,)}
-    net = wl.limit(wl.untie(rnn, names=["U"]), PARAMS)
+    net = wl.limit(wl.untie(rnn, names="U"), PARAMS)
     # Same-time covariances of one input do not see other steps.
     tied = wl.limit(rnn, PARAMS)
     np.testing.assert_allclose(net.nngp(X), tied.nngp(X), rtol=1e-5)

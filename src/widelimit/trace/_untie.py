@@ -117,7 +117,9 @@ class Untied:
         return tuple(known[name] for name in self.names)
 
 
-def untie(f: Callable[..., Any], *, names: Collection[str] | None = None) -> Untied:
+def untie(
+    f: Callable[..., Any], *, names: str | Collection[str] | None = None
+) -> Untied:
     """A network with an independent copy of a weight for every use of it.
 
     The network that a recurrent one is compared with in section 2.2 of Yang (2019):
@@ -155,7 +157,7 @@ def untie(f: Callable[..., Any], *, names: Collection[str] | None = None) -> Unt
     """
     if not callable(f):
         raise InputError(f"`wl.untie(f)` takes a function f(params, x), got {f!r}.")
-    return Untied(f, names)
+    return Untied(f, (names,) if isinstance(names, str) else names)
 
 
 class Copied:
