@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .trace import constant as constant
     from .trace import normal as normal
     from .trace import tap as tap
+    from .trace import untie as untie
     from .trace import width as width
 
 # Loaded when first used: `widelimit --help` should not wait for JAX.
@@ -68,7 +69,7 @@ _HOME = {
     "predict": "Posterior TrainedEnsemble gp_posterior max_learning_rate "
     "trained_ensemble",
     "program": "TensorProgram",
-    "trace": "constant normal tap width",
+    "trace": "constant normal tap untie width",
 }
 _WHERE = {name: home for home, names in _HOME.items() for name in names.split()}
 _PACKAGES = ("gaussian", "predict", "program", "stax", "trace")

@@ -32,6 +32,7 @@ from ._networks import (
 )
 from ._sampled import MAX_SAMPLES, SAMPLES, SampledLimit, estimates
 from .asymptotics import FORMULAS, Engine, NeedsDraws, Question, Side
+from .gaussian import Estimate
 from .kernels import BlockKernel, PairKernel, Quantities, averaged, mean_of
 from .program import TensorProgram
 from .report import (
@@ -42,7 +43,7 @@ from .report import (
     formula,
     gradient_report,
 )
-from .trace import Constant, Network, Normal, path_name
+from .trace import Constant, Network, Normal, Untied, path_name
 
 # A mean below this part of the deviation is rounding.
 _ROUNDING = 1e-9
@@ -139,10 +140,12 @@ class Statistics:
             df/dh df'/dh', of the same shape. All uses of h count; of a tap that puts
             other quantities side by side, or reads some of their positions, all uses
             of those.
+
+    Both are arrays, or estimates of them where `Limit.estimate` gives them.
     """
 
-    forward: jax.Array
-    gradient: jax.Array
+    forward: Any
+    gradient: Any
 
 
 class Limit:
@@ -381,10 +384,11 @@ class Limit:
         samples: int = SAMPLES,
         rtol: float | None = None,
         route: str = "auto",
+        output: int | tuple[int, ...] = (),
         key: Any = None,
         progress: Any = None,
     ) -> Any:
-        """Kernels with an error for every entry, in double precision.
+        """Kernels or statistics with an error for every entry, in double precision.
 
         Expectations that have a formula are computed by it. Of the others the Gaussian
         vectors that they need are drawn, jointly for all inputs, as quasi-random
@@ -395,21 +399,26 @@ class Limit:
             x1: N1 inputs, as for `nngp`.
             x2: N2 inputs, or None for `x1`.
             get: "nngp" or "ntk"; or a tuple of them, for both from the same samples.
+                Or "statistics", those of `net.statistics(x1)`.
             samples: in every randomisation, a power of two.
             rtol: the error that is wanted, relative to the largest entry: `samples` are
                 doubled until it is reached, up to 2^18.
             route: "auto", or "samples" to draw everything that is random. The latter
-                does without formulas, and checks them.
+                does without formulas, and checks them. For deep recurrences, where
+                formulas are many, it is the faster one at a larger error.
+            output: the position of the output that is differentiated, as for
+                `statistics`.
             key: a JAX random key of the randomisations; fixed if None.
             progress: called as `progress(done, all)` after each randomisation.
 
         Returns:
             An `Estimate`: `.value`, `.error` (99 % half-width), `.stderr`, `.route`,
             the arrays of shape (N1, N2, *I, *I'). A named tuple of them for a tuple
-            `get`.
+            `get`; for "statistics" a dict of `Statistics` by tap, whose `.forward`
+            and `.gradient` are estimates.
 
         Raises:
-            InputError: as for `nngp`; an argument out of its range.
+            InputError: as for `nngp` and `statistics`; an argument out of its range.
             UnsupportedError: the samples do not fit into memory.
 
         Warns:
@@ -420,17 +429,33 @@ class Limit:
             Owen (1997), on randomised quasi-Monte Carlo.
         """
         names = wanted(get)
-        check_names(names, ("nngp", "ntk"))
+        check_names(names, ("nngp", "ntk", "statistics"))
         assert names is not None
         _check_sampling(samples, rtol, route)
         seed = [] if key is None else np.ravel(jax.random.key_data(key)).tolist()
-        with enable_x64():
-            x1, x2, _ = self._checked(x1, x2, names)
-            dtype = np.dtype(float)
-            x1, x2 = _cast(x1, dtype), None if x2 is None else _cast(x2, dtype)
-            question, inputs = self._sampled.question(x1, x2, dtype, names)
-            found = estimates(question, inputs, samples, rtol, seed, progress, route)
-        return returned(found, get, "Estimates")
+
+        def found(*what: str) -> dict[str, Estimate]:
+            with enable_x64():
+                data = self._checked(x1, x2, what)[:2]
+                dtype = np.dtype(float)
+                first, second = (None if x is None else _cast(x, dtype) for x in data)
+                question, inputs = self._sampled.question(first, second, dtype, what)
+                return estimates(question, inputs, samples, rtol, seed, progress, route)
+
+        if "statistics" not in names:
+            return returned(found(*names), get, "Estimates")
+        if len(names) > 1 or x2 is not None:
+            raise InputError(
+                "`get='statistics'` is of one set of inputs, and stands alone: leave "
+                f"{'`x2`' if len(names) == 1 else 'the other names'} out."
+            )
+        network = self._tapped(self._inputs(x1, "x1"))
+        at, numbers = self._position(network, output), found("gradients", "taps")
+        gradients = {
+            name: _each(numbers[f"gradient:{name}"], lambda k: _at_output(k, at))
+            for name in network.taps
+        }
+        return {k: Statistics(numbers[f"tap:{k}"], g) for k, g in gradients.items()}
 
     def _mean_beside(self, x: Any, covariance: Any) -> dict[str, Any]:
         """The mean of the output for `check`, unless it is zero beside rounding."""
@@ -449,10 +474,16 @@ class Limit:
         """
         return self._forward(self._inputs(x, "x"), "nngp", "taps")
 
-    def _forward(self, x: Any, *what: str) -> dict[str, jax.Array]:
-        for name, tap in self._limit(x).taps.items():
+    def _tapped(self, x: Any) -> Network:
+        """The network, whose taps have a limit."""
+        network = self._limit(x)
+        for name, tap in network.taps.items():
             if tap.power > 0:
                 raise NoLimitError(diverges(f"The tap `{name}`", tap))
+        return network
+
+    def _forward(self, x: Any, *what: str) -> dict[str, jax.Array]:
+        self._tapped(x)
         found = self._compute(x, None, None, *what)
         output = {"output": found.pop("nngp")} if "nngp" in what else {}
         return output | {key.removeprefix("tap:"): k for key, k in found.items()}
@@ -489,6 +520,14 @@ class Limit:
     def _gradients(self, x: Any, output: int | tuple[int, ...]) -> dict[str, jax.Array]:
         """The covariances of the gradients at every tap."""
         network = self._limit(x)
+        at = self._position(network, output)
+        found = self._compute(x, None, None, "gradients")
+        return {k: _at_output(found[f"gradient:{k}"], at) for k in network.taps}
+
+    def _position(
+        self, network: Network, output: int | tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """The position of the output that is differentiated, if there are taps."""
         if not network.taps:
             raise InputError(
                 "The network has no tap: name what the statistics are wanted of, "
@@ -505,8 +544,7 @@ class Limit:
                 f"`output` should be a position among the axes {tuple(free)} of the "
                 f"output that are not averaged, got {output!r}."
             )
-        found = self._compute(x, None, None, "gradients")
-        return {k: _at_output(found[f"gradient:{k}"], at) for k in network.taps}
+        return at
 
     # What it is -----------------------------------------------------------------------
 
@@ -588,7 +626,7 @@ class Limit:
     # The finite network ---------------------------------------------------------------
 
     def at(
-        self, *, key: Any, dtype: Any = None, **widths: int
+        self, x: Any = None, /, *, key: Any, dtype: Any = None, **widths: int
     ) -> tuple[finite.FiniteNetwork, Any]:
         """Draw the network at finite width.
 
@@ -596,6 +634,8 @@ class Limit:
         parameterisation, `theta` holds the variable that is trained underneath.
 
         Args:
+            x: inputs of the shape that the network is for. Only untied weights need
+                it, as it says how many copies there are; see `wl.untie`.
             key: a JAX random key.
             dtype: of the drawn arrays; JAX's default if None.
             **widths: the value of every width, such as `n=1024`.
@@ -606,10 +646,19 @@ class Limit:
 
         Raises:
             InputError: a width is missing, unknown or does not fit; the standard
-                parameterisation is asked of a width without a base.
+                parameterisation is asked of a width without a base; weights are
+                untied and `x` is missing.
         """
+        if x is None and isinstance(self.f, Untied):
+            raise InputError(
+                "How many copies of its weights an untied network has depends on its "
+                "inputs: draw it for some, as in net.at(x, key=key, n=1024)."
+            )
+        f, params = self.f, self.params
+        if x is not None:
+            f, params = self._networks.function(self._inputs(x, "x"))
         return finite.at(
-            self.f, self.params, key, widths, dtype,
+            f, params, key, widths, dtype,
             trace_axes=self.trace_axes, one_batch=self._networks.is_one_batch,
         )  # fmt: skip
 
@@ -659,8 +708,9 @@ class Limit:
         if gradients:
             found = self._gradients(x, output)
             predicted |= {f"{finite.GRADIENT}{name}": k for name, k in found.items()}
+        f, params = self._networks.function(x)
         return finite.check(
-            self.f, self.params, x, predicted, widths, seeds, key, progress=progress,
+            f, params, x, predicted, widths, seeds, key, progress=progress,
             trace_axes=self.trace_axes, one_batch=self._networks.is_one_batch,
             output=(output,) if isinstance(output, int) else output,
         )  # fmt: skip
@@ -771,6 +821,12 @@ def _at_output(k: Any, at: tuple[int, ...]) -> Any:
     rank = (k.ndim - 2) // 2 - len(at)
     there = (slice(None),) * rank
     return k[(slice(None), slice(None), *at, *there, *at, *there)]
+
+
+def _each(found: Estimate, f: Callable[[Any], Any]) -> Estimate:
+    """A function of the value, and of its errors entry by entry."""
+    changed = {k: f(getattr(found, k)) for k in ("value", "error", "stderr")}
+    return dataclasses.replace(found, **changed)
 
 
 def _shapes(x: Any) -> str:

@@ -9,6 +9,7 @@ nothing here asks which of the two it holds.
 import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ import numpy as np
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _JAX = os.path.dirname(os.path.abspath(jax.__file__))
+_AT = "widelimit_at:"
+_SOURCE = re.compile(rf"{_AT}(.*?:\d+ \([^)]*\))")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -189,9 +192,17 @@ def _param(value: Any) -> Any:
     return value
 
 
+def standing_at(source: str) -> contextlib.AbstractContextManager[Any]:
+    """Give equations that are run again, and traced, the user's line they came from."""
+    return jax.named_scope(_AT + source) if source else contextlib.nullcontext()
+
+
 def _source(equation: Any) -> str:
     """`file:line (function)` of the user's own code, or an empty string."""
-    traceback = getattr(getattr(equation, "source_info", None), "traceback", None)
+    info = getattr(equation, "source_info", None)
+    if again := _SOURCE.findall(str(getattr(info, "name_stack", ""))):
+        return again[-1]
+    traceback = getattr(info, "traceback", None)
     for frame in getattr(traceback, "frames", ()) or ():
         name = frame.file_name
         if name.startswith("<") or name.startswith((_JAX, _HERE + os.sep)):

@@ -28,6 +28,7 @@ from .trace import (
     Network,
     Normal,
     Traced,
+    Untied,
     compile_network,
     path_name,
     tangent_variance,
@@ -66,6 +67,21 @@ class Networks:
         self._asked: dict[Any, Quantities] = {}
         self._coupled: dict[Any, bool] = {}
         self._replaced: dict[Any, tuple[str, ...]] = {}
+        self._expanded: dict[Any, tuple[Callable[..., Any], Any]] = {}
+
+    def function(self, x: Any) -> tuple[Callable[..., Any], Any]:
+        """The function and its declarations, with copies where weights are untied.
+
+        Args:
+            x: inputs, or their shapes.
+        """
+        if not isinstance(self._f, Untied):
+            return self._f, self._params
+        one = with_rows(struct_of(x), 1)
+        key = key_of(one)
+        if key not in self._expanded:
+            self._expanded[key] = self._f.expanded(self._params, one)
+        return self._expanded[key]
 
     def traced(self, x: Any, batch: bool = False, moving: bool = False) -> Network:
         """The network as traced, for inputs of a shape: of one, or of a whole batch.
@@ -80,8 +96,9 @@ class Networks:
         one = x if batch else with_rows(x, 1)
         key = (key_of(one), batch, moving)
         if key not in self._traced:
-            draws = () if batch else fresh_draws(self._f, self._params, x)
-            network = compile_network(self._f, self._params, one, draws, moving)
+            f, params = self.function(x)
+            draws = () if batch else fresh_draws(f, params, x)
+            network = compile_network(f, params, one, draws, moving)
             if network.perturbations:
                 ratios = self._ratios(network.program)
                 step = promote(network.program, network.perturbations, ratios)
@@ -97,7 +114,8 @@ class Networks:
         key = (key_of(x if batch else with_rows(x, 1)), batch)
         if key not in self._limits:
             network = self.traced(x, batch)
-            done = detranspose(network.program, self._ratios(network.program))
+            ratios = self._ratios(network.program)
+            done = detranspose(network.program, ratios, symmetric=True)
             self._limits[key] = network.moved(done.program, done.place)
         return self._limits[key]
 
@@ -108,7 +126,7 @@ class Networks:
             x: a pytree of `jax.ShapeDtypeStruct`.
             batch: whether inputs interact.
             what: "nngp", "ntk" or both; "parts" (of the ntk, one a parameter); "taps",
-                perhaps with "nngp"; "gradients" (at taps).
+                perhaps with "nngp"; "gradients" (at taps), perhaps with "taps".
 
         Raises:
             NoLimitError: a quantity diverges.
@@ -120,7 +138,7 @@ class Networks:
 
     def _ask(self, x: Any, batch: bool, what: frozenset[str]) -> Quantities:
         if "gradients" in what:
-            return self._gradients(x, batch)
+            return self._gradients(x, batch, "taps" in what)
         if not what & {"ntk", "parts"}:
             network = self.limit(x, batch)
             outputs = {"nngp": network.output} if "nngp" in what else {}
@@ -150,15 +168,16 @@ class Networks:
         return Quantities(program, outputs)
 
     def _simplified(
-        self, program: TensorProgram, found: dict[str, Any]
-    ) -> tuple[TensorProgram, dict[str, Any]]:
+        self, program: TensorProgram, found: dict[Any, Any]
+    ) -> tuple[TensorProgram, dict[Any, Any]]:
         """A program of the same limit, without ratios and transposes."""
         ratios = self._ratios(program)
         program = at_ratios(TensorProgram(program.lines), ratios)
         keep = tuple(r for one in found.values() for r, _ in one.refs)
         step = normal_form(program, keep)
         found = {key: one.moved(step.place) for key, one in found.items()}
-        done = detranspose(step.program, self._ratios(step.program))
+        ratios = self._ratios(step.program)
+        done = detranspose(step.program, ratios, symmetric=True)
         return done.program, {k: one.moved(done.place) for k, one in found.items()}
 
     def _backwards(
@@ -212,7 +231,7 @@ class Networks:
             program, len(network.program), detranspose(program, ratios)
         )
 
-    def _gradients(self, x: Any, batch: bool) -> Quantities:
+    def _gradients(self, x: Any, batch: bool, with_taps: bool) -> Quantities:
         """The adjoints of the taps, by the backward pass of the program."""
         network, back = self.backward(x, batch)
         ratios, (g,) = self._ratios(network.program), back.gradients
@@ -234,8 +253,15 @@ class Networks:
             )
             found[name] = Gradient(refs, g.shape, tap.axis, tap.shape)
         program = TensorProgram(tuple(writer.lines))
-        program, found = self._simplified(program, found)
-        return Quantities(program, gradients=found)
+        forward = network.taps if with_taps else {}
+        asked = {("gradient", k): g for k, g in found.items()}
+        asked |= {("tap", k): t for k, t in forward.items()}
+        program, asked = self._simplified(program, asked)
+        return Quantities(
+            program,
+            taps={k: asked["tap", k] for k in forward},
+            gradients={k: asked["gradient", k] for k in found},
+        )
 
     def _moving(self, x: Any, batch: bool) -> Network:
         """The network as traced, where every trained parameter can move."""
@@ -257,7 +283,7 @@ class Networks:
         one = x if batch else with_rows(x, 1)
         key = key_of(one)
         if key not in self._replaced:
-            self._replaced[key] = replaced_derivatives(self._f, self._params, one)
+            self._replaced[key] = replaced_derivatives(*self.function(x), one)
         if where := self._replaced[key]:
             raise UnsupportedError(
                 "The derivative that JAX takes of the network is not that of its "
@@ -293,12 +319,12 @@ class Networks:
         """Whether inputs of a batch interact."""
         key = key_of(with_rows(struct_of(x), 1))
         if key not in self._coupled:
-            self._coupled[key] = coupled(self._f, self._params, x)
+            self._coupled[key] = coupled(*self.function(x), x)
         return self._coupled[key]
 
     def is_one_batch(self, x: Any) -> bool:
         """Whether running inputs one by one would be another function."""
-        return self.is_coupled(x) or any(fresh_draws(self._f, self._params, x))
+        return self.is_coupled(x) or any(fresh_draws(*self.function(x), x))
 
     def shared(self, dtype: Any, what: Collection[str] = ()) -> dict[str, Any]:
         """What all inputs of the programs share: standard deviations, arrays.

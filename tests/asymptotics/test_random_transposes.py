@@ -12,8 +12,9 @@ from strategies import random_program
 from test_random_programs import RATIOS, Comparison, compare, pairs_of
 
 import widelimit as wl
-from widelimit.program import LinComb, MatMul
-from widelimit.transform import _detranspose, _tangent
+from widelimit.asymptotics import Engine, Side
+from widelimit.program import LinComb, MatMul, Vector
+from widelimit.transform import _detranspose, _tangent, detranspose
 
 Detransposition = _detranspose._Detransposition
 
@@ -55,6 +56,24 @@ def test_the_detransposed_program_has_the_same_limit(seed: int) -> None:
     name = p.tensor_program.lines[-1].name
     one, two = p.limit(RATIOS).mean(name), q.limit(RATIOS).mean(name)
     assert float(two) == pytest.approx(float(one), rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [7, 63, *(pytest.param(s, marks=pytest.mark.slow) for s in (4, 31, 33, 113, 160))],
+)
+def test_terms_that_are_left_out_by_symmetry_are_zero(seed: int) -> None:
+    lines = program(seed).tensor_program
+    whole, few = (detranspose(lines, RATIOS, symmetric=s) for s in (False, True))
+    assert len(few.program) < len(whole.program)
+    last = [r for r, t in enumerate(lines.types) if isinstance(t, Vector)][-1]
+    found = []
+    for one in (whole, few):
+        engine = Engine((Side(one.program, {}),))
+        at = one.place[last]
+        found.append(np.asarray(engine.pair_array(at, at, (0, 0), (), False)))
+    # Up to the error of an integral that is zero.
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-3)
 
 
 # ---------------------------------------------------------------------------- mutants

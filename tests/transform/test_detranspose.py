@@ -287,3 +287,38 @@ def test_derivatives_of_deterministic_coefficients_are_tensors() -> None:
     assert all(isinstance(x.op, Constant | Elementwise) for x in maps)
     k = np.asarray(q.limit().cov("w", "x"))
     np.testing.assert_allclose(k, np.diag([0.5, 2.0]), atol=1e-12)
+
+
+def recurrent(steps: int) -> TensorProgram:
+    """A simple recurrent network, and the gradients at its states."""
+    p = wl.Program()
+    a, v, h = p.matrix("A", ("n", "n")), p.vector("v", "n"), p.vector("h0", "n")
+    for t in range(steps):
+        h = p.nonlin(jnp.tanh, a @ h, name=f"h{t + 1}")
+    g = p.nonlin(lambda v, h: v * (1 - h**2), v, h, name=f"g{steps}")
+    for t in range(steps - 1, 0, -1):
+        back = a.T @ g
+        g = p.nonlin(lambda b, h: b * (1 - h**2), back, p[f"h{t}"], name=f"g{t}")
+    return p.tensor_program
+
+
+def test_what_vanishes_by_symmetry_is_left_out() -> None:
+    program = recurrent(4)
+    whole, few = detranspose(program), detranspose(program, symmetric=True)
+    # As many lines, and no term of theorem 6.
+    assert len(few.program) == len(program) < len(whole.program)
+    assert not few.dots
+    last = len(program) - 1
+    k, expected = (
+        Engine((Side(one.program, {}),)).pair_array(
+            one.place[last], one.place[last], (0, 0), (), False
+        )
+        for one in (few, whole)
+    )
+    np.testing.assert_allclose(k, expected, rtol=1e-6)
+
+
+def test_what_does_not_vanish_stays() -> None:
+    program = there_and_back().tensor_program
+    whole, few = detranspose(program), detranspose(program, symmetric=True)
+    assert str(few.program) == str(whole.program)

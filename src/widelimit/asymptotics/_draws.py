@@ -32,8 +32,8 @@ from ..program import (
     VecIn,
     Vector,
 )
+from ..transform import Parity
 from ._index import Letter
-from ._parity import Parity
 
 if TYPE_CHECKING:
     from ._engine import Engine
@@ -42,6 +42,9 @@ Family = int
 
 MAX_NUMBERS = 2**27
 """The most numbers in one array of samples: 1 GiB in double precision."""
+
+# Entries of a family for which there is room at first.
+_ROOM = 32
 
 
 class NeedsDraws(Exception):
@@ -229,10 +232,10 @@ class Draws:
             return self._samples[key]
         self._check(len(own))
         points = self._points(len(own))
-        before = jnp.concatenate([jnp.zeros((len(own), 0), own.dtype), *across], 1)
-        rows = solve_rows(known.root(own.dtype), before)
+        known.reserve(len(own), points)
+        rows = solve_rows(known.root, known.row(across, own))
         corner = semidefinite_root(own - rows @ rows.T, jnp.diagonal(own))
-        centred = known.points(points) @ rows.T + points @ corner.T
+        centred = known.points @ rows.T + points @ corner.T
         known.append(key, rows, corner, points)
         shape = engine.shape(*key)
         value = jnp.reshape(centred.T, (*shape, self.count))
@@ -253,40 +256,66 @@ class Draws:
         self.dimension += dimension
         if points is None:
             return jnp.zeros((self.count, dimension), self._engine.dtype)
-        return points[:, start : self.dimension].astype(self._engine.dtype)
+        # With the start as an argument: eager slices compile once for each.
+        found = lax.dynamic_slice_in_dim(points, np.int32(start), dimension, 1)
+        return found.astype(self._engine.dtype)
 
     def _check(self, entries: int) -> None:
         check_size(entries * self.count, self.count)
 
 
 class _Known:
-    """The lines of a family that are drawn, their Cholesky factor and their points."""
+    """The lines of a family that are drawn, their Cholesky factor and their points.
+
+    Both have room for more lines than there are, where they are zero: an eager
+    operation is compiled for every new shape.
+
+    Attributes:
+        lines: the lines.
+        root: the lower triangular factor of all of them.
+        points: the points of all of them, (count, entries).
+    """
 
     def __init__(self) -> None:
         self.lines: list[tuple[int, Ref]] = []
-        self._rows: list[tuple[Any, Any]] = []
-        self._points: list[Any] = []
+        self.root: Any = None
+        self.points: Any = None
+        self._used = 0
+
+    def reserve(self, entries: int, points: Any) -> None:
+        """Make room for more entries, with points like these."""
+        size, more = 0 if self.root is None else len(self.root), 0
+        while size + more < self._used + entries:
+            more += _ROOM if size + more < 4 * _ROOM else 4 * _ROOM
+        if self.root is None:
+            self.root = jnp.zeros((more, more), points.dtype)
+            self.points = jnp.zeros((len(points), more), points.dtype)
+        elif more:
+            self.root = jnp.pad(self.root, (0, more))
+            self.points = jnp.pad(self.points, ((0, 0), (0, more)))
+
+    def row(self, across: Sequence[Any], own: Any) -> Any:
+        """The covariances of a new line with all lines, side by side."""
+        found, start = jnp.zeros((len(own), len(self.root)), own.dtype), 0
+        for block in across:
+            found = _written(found, block, 0, start)
+            start += block.shape[1]
+        return found
 
     def append(self, key: tuple[int, Ref], rows: Any, corner: Any, points: Any) -> None:
+        """Add a line: its rows of the factor, and its points."""
+        start = self._used
+        self.root = _written(self.root, rows, start, 0)
+        self.root = _written(self.root, corner, start, start)
+        self.points = _written(self.points, points, 0, start)
         self.lines.append(key)
-        self._rows.append((rows, corner))
-        self._points.append(points)
+        self._used += len(corner)
 
-    def root(self, dtype: Any) -> Any:
-        """The lower triangular factor of all of them."""
-        size = sum(len(corner) for _, corner in self._rows)
-        blocks = [
-            jnp.pad(
-                jnp.concatenate([rows, corner], 1),
-                ((0, 0), (0, size - rows.shape[1] - len(corner))),
-            )
-            for rows, corner in self._rows
-        ]
-        return jnp.concatenate([jnp.zeros((0, size), dtype), *blocks])
 
-    def points(self, like: Any) -> Any:
-        """The points of all of them, (count, entries)."""
-        return jnp.concatenate([like[:, :0], *self._points], 1)
+def _written(whole: Any, block: Any, row: int, column: int) -> Any:
+    """A matrix with a block in the place of what it had there."""
+    block = block.astype(whole.dtype)
+    return lax.dynamic_update_slice(whole, block, (np.int32(row), np.int32(column)))
 
 
 def check_size(numbers: int, count: int) -> None:

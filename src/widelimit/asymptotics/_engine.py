@@ -56,10 +56,10 @@ from ..program import (
     regress,
 )
 from ..scalar import Const, Expr
+from ..transform import Parities, Parity
 from ._draws import Draws, Families, Family, Sampling, check_size, is_gaussian
 from ._expectation import expectation
 from ._index import Index, Letter, Letters, View, equality
-from ._parity import Parities, Parity
 from ._product import Factor, Product, Sum, aligned, is_zero, materialise, total_of
 
 ZERO: Sum = ()

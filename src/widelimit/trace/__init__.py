@@ -25,3 +25,5 @@ from ._trained import received as received
 from ._trained import sample as sample
 from ._trained import tangent_variance as tangent_variance
 from ._trained import trained_factor as trained_factor
+from ._untie import Untied as Untied
+from ._untie import untie as untie

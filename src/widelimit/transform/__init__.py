@@ -18,6 +18,8 @@ from ._drop_dead import drop_dead as drop_dead
 from ._linearise import Linearised as Linearised
 from ._linearise import linearise as linearise
 from ._merge_equal import merge_equal as merge_equal
+from ._parity import Parities as Parities
+from ._parity import Parity as Parity
 from ._pipeline import STAGES as STAGES
 from ._pipeline import Rewritten as Rewritten
 from ._pipeline import normal_form as normal_form

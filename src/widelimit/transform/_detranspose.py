@@ -49,6 +49,7 @@ from ..program import (
 from ..scalar import Arg, Const, call
 from ._drop_dead import drop_dead
 from ._emitter import Emitter
+from ._parity import Parities
 from ._rewritten import Rewritten
 from ._tangent import Branch, NoFunction, Tangents, total_scale
 
@@ -71,7 +72,10 @@ class Detransposed(Rewritten):
 
 
 def detranspose(
-    program: TensorProgram, ratios: Mapping[str, float] | None = None
+    program: TensorProgram,
+    ratios: Mapping[str, float] | None = None,
+    *,
+    symmetric: bool = False,
 ) -> Detransposed:
     """An equivalent program without Transpose lines.
 
@@ -79,6 +83,9 @@ def detranspose(
         program: any program.
         ratios: widths over their common scale; 1 where missing. They enter the
             standard deviation of the fresh matrices.
+        symmetric: leave out the terms of dotZ whose coefficient is zero by symmetry,
+            as all those of a backward pass are whose output gradient is independent
+            of the network: without it their number is cubic in its depth.
 
     Keeps: the limit of every line. Not its value at finite width.
     Gives: no Transpose line. A program without transposes is returned as it is.
@@ -89,12 +96,15 @@ def detranspose(
     known = check_ratios(program, ratios)
     if not any(isinstance(line, Transpose) for line in program.lines):
         return Detransposed(program, {r: r for r in range(len(program))})
-    return _Detransposition(program, known).run()
+    return _Detransposition(program, known, symmetric).run()
 
 
 class _Detransposition:
-    def __init__(self, program: TensorProgram, ratios: Mapping[str, float]) -> None:
+    def __init__(
+        self, program: TensorProgram, ratios: Mapping[str, float], symmetric: bool
+    ) -> None:
         self._old, self._ratios = program, ratios
+        self._parities = Parities().of(program) if symmetric else None
         self._emit = Emitter(line.name for line in program.lines)
         self._tangents = Tangents(self._emit)
         self._place: dict[Ref, Ref] = {}
@@ -180,6 +190,7 @@ class _Detransposition:
         product = renumber(line, self._place)
         assert isinstance(product, MatMul)
         roots = self._products.get((base, not transposed), [])
+        roots = [r for r in roots if not self._is_independent(line.x, r)]
         dots = self._dot(product, roots)
         terms = _merged([t for found in dots.values() for t in found])
         if terms:
@@ -199,6 +210,16 @@ class _Detransposition:
             known.append(hat)
             self._origin[hat] = old
         return ref
+
+    def _is_independent(self, x: Ref, root: Ref) -> bool:
+        """Whether the mean derivative of an old line along a root is zero by symmetry.
+
+        Where the law stays the same as one input changes its sign, the derivative is
+        multiplied by the signs of both.
+        """
+        if self._parities is None:
+            return False
+        return self._parities[x].excludes(self._parities[self._origin[root]])
 
     def _gaussian_first(self, terms: Sequence[Term], line: MatMul) -> tuple[Term, ...]:
         """The terms, where several Gaussian ones beside others are one line.
