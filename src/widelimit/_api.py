@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -268,7 +268,7 @@ class Limit:
         return jax.tree.map(_equal_inputs, found) if diagonal else found
 
     def _checked(
-        self, x1: Any, x2: Any | None, what: Sequence[str]
+        self, x1: Any, x2: Any | None, what: Collection[str]
     ) -> tuple[Any, Any | None, bool]:
         """Data that the network can take, and whether a batch is one input."""
         x1 = self._inputs(x1, "x1")
@@ -436,7 +436,8 @@ class Limit:
 
         def found(*what: str) -> dict[str, Estimate]:
             with enable_x64():
-                data = self._checked(x1, x2, what)[:2]
+                # Of one input alone the rest is not needed: all are one program here.
+                data = self._checked(x1, x2, {"nngp"} & set(what))[:2]
                 dtype = np.dtype(float)
                 first, second = (None if x is None else _cast(x, dtype) for x in data)
                 question, inputs = self._sampled.question(first, second, dtype, what)
