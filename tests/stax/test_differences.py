@@ -232,3 +232,26 @@ def test_draws_are_those_of_the_example_library() -> None:
     assert params[0][1] is None
     np.testing.assert_array_equal(params[2][0], expected[2][0])
     np.testing.assert_array_equal(params[2][1][0], expected[2][1])
+
+
+def test_recurrent_layers_and_softmax_say_what_they_take() -> None:
+    flat, sequence = np.ones((2, 3)), np.ones((2, 4, 3))
+    for cell in (stax.RNN, stax.LSTM, stax.GRU):
+        with pytest.raises(nt.UnsupportedError, match="one axis of time"):
+            stax.serial(cell(8), stax.Dense(1))[2](flat)
+        with pytest.raises(nt.UnsupportedError, match="one axis of time"):
+            stax.serial(cell(8), stax.Dense(1))[0](jax.random.key(0), (2, 4, 4, 3))
+    for axis in (0, 2, -1, 3):
+        with pytest.raises(nt.InputError, match="axes of positions"):
+            kernel(stax.Dense(8), stax.Softmax(axis))(sequence)
+
+
+def test_a_reversed_layer_is_the_layer_on_reversed_steps() -> None:
+    x = np.random.default_rng(2).normal(size=(2, 4, 3))
+    for cell in (stax.RNN, stax.LSTM, stax.GRU):
+        init_fn, forward, _ = cell(8, b_std=0.3)
+        _, backward, _ = cell(8, b_std=0.3, reverse=True)
+        shape, params = init_fn(jax.random.key(0), x.shape)
+        y = forward(params, x)
+        assert y.shape == shape == (2, 4, 8)
+        np.testing.assert_allclose(backward(params, x[:, ::-1])[:, ::-1], y)

@@ -220,6 +220,46 @@ NETWORKS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         ),
         {"mask_constant": 9.0},
     ),
+    "bidirectional": (
+        [
+            stax.FanOut(2),
+            stax.parallel(
+                stax.RNN(WIDTH, b_std=0.3),
+                stax.RNN(
+                    WIDTH, jnp.sin, 1.3, reverse=True, parameterization="standard"
+                ),
+            ),
+            stax.FanInConcat(),
+            Dense(),
+        ],
+        SEQUENCE[:, :3],
+        {},
+    ),
+    "sequences of different lengths": (
+        [stax.RNN(WIDTH, jax.lax.erf, 1.3, b_std=0.3), stax.GlobalAvgPool(), Dense()],
+        np.where(
+            np.arange(3)[None, :, None] < np.array([3, 2, 1])[:, None, None],
+            SEQUENCE[:, :3],
+            9.0,
+        ),
+        {"mask_constant": 9.0},
+    ),
+    "lstm": (
+        [stax.LSTM(WIDTH, b_std=0.3), stax.GlobalAvgPool(), Dense()],
+        SEQUENCE[:2, :2],
+        {},
+    ),
+    "gru": (
+        [stax.GRU(WIDTH, 1.2, b_std=0.3), stax.GlobalAvgPool(), Dense()],
+        SEQUENCE[:2, :2],
+        {},
+    ),
+    "softmax": ([Dense(), stax.Softmax(), stax.Flatten()], SEQUENCE[:, :3], {}),
+    "maximum": (
+        [SMALL(), stax.MaxPool((2, 2), (2, 2)), stax.GlobalAvgPool(), Dense()],
+        IMAGE,
+        {},
+    ),
     "given kernel": (
         [Dense(), stax.ElementwiseNumerical(jnp.tanh, 40), Dense()],
         FLAT,

@@ -90,6 +90,7 @@ def copies(f: Callable[..., Any], x: Any = X, **options: Any) -> dict[str, Any]:
     return {name: np.shape(value) for name, value in theta.items()}
 
 
+@pytest.mark.slow
 def test_untied_is_what_one_writes_with_a_matrix_a_step() -> None:
     untied, hand = wl.limit(wl.untie(rnn), PARAMS), wl.limit(by_hand, BY_HAND)
     np.testing.assert_array_equal(untied.nngp(X), hand.nngp(X))
@@ -127,6 +128,7 @@ def test_a_simple_rnn_is_the_same_tied_and_untied(f: Callable[..., Any]) -> None
             np.testing.assert_allclose(b, a, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sum_over_steps_is_not() -> None:
     tied, untied = limits(pooled)
     assert np.max(np.abs(tied.nngp(X) - untied.nngp(X))) > 0.1

@@ -82,3 +82,7 @@ from ._pooling import GlobalAvgPool as GlobalAvgPool
 from ._pooling import GlobalSumPool as GlobalSumPool
 from ._pooling import MaxPool as MaxPool
 from ._pooling import SumPool as SumPool
+from ._recurrent import GRU as GRU
+from ._recurrent import LSTM as LSTM
+from ._recurrent import RNN as RNN
+from ._recurrent import Softmax as Softmax
