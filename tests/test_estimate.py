@@ -228,10 +228,13 @@ def test_the_mean_of_a_maximum():
 
 def test_the_route_is_explained():
     net, x = network("maximum")
-    routes = net.explain(x).routes
-    assert any("samples" in route for route in routes)
-    mlp, vectors = network("mlp")
-    assert not any("samples" in route for route in mlp.explain(vectors).routes)
+    explained = net.explain(x)
+    (sampled,) = (r for r in explained.expectations if "samples" in r.name)
+    # Two inputs with three words each.
+    assert sampled.dimension == 6
+    found = net.estimate(x[:2], samples=2**9)
+    assert sampled.error == pytest.approx(found.error.max() / found.value.max(), rel=1)
+    assert "QMC samples (numerical), 6 variables" in str(explained)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._networks import Networks, key_of, named_inputs, struct_of
-from .asymptotics import REPEATS, Engine, Inputs, Question
+from .asymptotics import REPEATS, Engine, Inputs, Question, relative_error
 from .gaussian import Estimate, sobol_normal
 from .kernels import PairKernel, Quantities, mean_of, swapped
 from .transform import take_apart
@@ -121,7 +121,7 @@ def estimates(
     """Every kernel with its error; samples are doubled until it is small enough."""
     while True:
         found = question.answer(inputs, samples, seed, progress, route == "samples")
-        reached = max(_relative_error(k) for k in found.values())
+        reached = max(relative_error(k) for k in found.values())
         if rtol is None or reached <= rtol:
             return found
         sampled = any(np.any(k.stderr) for k in found.values())
@@ -138,13 +138,6 @@ def estimates(
         # The error falls like 1 / samples at best, like its root at worst.
         more = 2 ** max(1, round(np.log2(min(reached / rtol, MAX_SAMPLES))))
         samples = min(samples * more, MAX_SAMPLES)
-
-
-def _relative_error(found: Estimate) -> float:
-    """The largest error beside the largest entry."""
-    scale = float(np.max(np.abs(found.value), initial=0.0))
-    error = float(np.max(found.error, initial=0.0))
-    return error / scale if scale else 0.0
 
 
 def _count(x: Any) -> int:

@@ -152,6 +152,9 @@ def test_explain_states_growth_ranks_and_routes():
     assert explanation.dropped == ()
     assert any(exact for exact in explanation.routes.values())
     assert not all(exact for exact in explanation.routes.values())
+    for route in explanation.expectations:
+        assert route.dimension in (1, 2)
+        assert route.error == 0.0 if route.is_exact else 0.0 < route.error < 1e-8
 
 
 def test_explain_shows_that_gradients_are_independent():

@@ -10,7 +10,9 @@ from ._engine import Step as Step
 from ._estimated import REPEATS as REPEATS
 from ._estimated import Inputs as Inputs
 from ._estimated import Question as Question
+from ._estimated import relative_error as relative_error
 from ._limit import ProgramLimit as ProgramLimit
 from ._limit import limit as limit
 from ._product import Factor as Factor
 from ._product import Product as Product
+from ._route import Route as Route

@@ -61,6 +61,7 @@ from ._draws import Draws, Families, Family, Sampling, check_size, is_gaussian
 from ._expectation import expectation
 from ._index import Index, Letter, Letters, View, equality
 from ._product import Factor, Product, Sum, aligned, is_zero, materialise, total_of
+from ._route import Route
 
 ZERO: Sum = ()
 
@@ -118,7 +119,8 @@ class Engine:
         self.dtype = jnp.result_type(float) if dtype is None else dtype
         self.letters = Letters()
         self.steps: list[Step] = []
-        self.routes: dict[str, bool] = {}
+        self.taken: dict[tuple[str, int], Route] = {}
+        self.measures = False
         self._pairs: dict[_Canonical, tuple[Any, tuple[Letter, ...]]] = {}
         self._tensors: dict[tuple[int, int], Any] = {}
         self._means: dict[tuple[int, int], Any] = {}
@@ -128,6 +130,30 @@ class Engine:
         self.draws = None if sampling is None else Draws(self, sampling)
         self._drawn = self.draws.drawn if self.draws else frozenset()
         self._changing = self.families.changing(self._drawn)
+
+    @property
+    def routes(self) -> dict[str, bool]:
+        """The routes that expectations took, and whether they are exact."""
+        return {r.name: r.is_exact for r in self.taken.values()}
+
+    def take(
+        self,
+        name: str,
+        dimension: int,
+        is_exact: bool,
+        value: Any,
+        coarse: Callable[[], Any],
+    ) -> None:
+        """Note the route of an expectation, and its error where those are measured."""
+        error = 0.0 if is_exact else None
+        if self.measures and not is_exact and is_concrete(value):
+            scale = float(jnp.max(jnp.abs(value), initial=0.0)) or 1.0
+            error = float(jnp.max(jnp.abs(value - coarse()), initial=0.0)) / scale
+        known = self.taken.get((name, dimension))
+        count = 1 if known is None else known.count + 1
+        if known is not None and known.error is not None and error is not None:
+            error = max(error, known.error)
+        self.taken[name, dimension] = Route(name, dimension, is_exact, count, error)
 
     # Public questions -----------------------------------------------------------------
 

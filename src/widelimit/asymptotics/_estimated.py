@@ -24,9 +24,12 @@ from ._draws import (
     check_size,
 )
 from ._engine import Engine, Side
+from ._route import Route
 
 REPEATS = 16
 """Independent randomisations of the points, whose spread is the standard error."""
+
+_SAMPLED = "QMC samples"
 
 # Student's t at 99 % with 15 degrees of freedom.
 _STUDENT = 2.947
@@ -52,7 +55,7 @@ class Plan:
     dimension: int = 0
 
     def __str__(self) -> str:
-        return f"samples (QMC, {self.dimension} dimensions)"
+        return f"{_SAMPLED} of {self.dimension} variables"
 
 
 class Question:
@@ -129,16 +132,24 @@ class Question:
         return used
 
     def asked_engine(self, inputs: Inputs, samples: int) -> Engine:
-        """The engine after it was asked, with samples if they are needed."""
+        """The engine after it was asked, with samples if they are needed.
+
+        It has measured the errors of the routes that it took.
+        """
         engine = self.engine(inputs, FORMULAS)
+        engine.measures = True
         try:
             self._ask(engine)
         except NeedsDraws:
-            plan = self.plan(inputs)
-            points = self._points(plan, samples, (), range(1))[0]
-            engine = self.engine(inputs, Sampling(samples, plan.drawn, points))
+            plan, each = self.plan(inputs), samples // REPEATS
+            points = self._points(plan, each, (), range(1))[0]
+            engine = self.engine(inputs, Sampling(each, plan.drawn, points))
+            engine.measures = True
             self._ask(engine)
-            engine.routes[str(plan)] = False
+            found = jax.tree.leaves(self.answer(inputs, each))
+            error = max(relative_error(one) for one in found)
+            route = Route(_SAMPLED, plan.dimension, False, 1, error)
+            engine.taken[_SAMPLED, plan.dimension] = route
         return engine
 
     def sampled(self, inputs: Inputs, plan: Plan, points: Any) -> Any:
@@ -225,6 +236,13 @@ class Question:
         log2 = int(samples).bit_length() - 1
         each = [sobol_normal(plan.dimension, log2, [*seed, r]) for r in repeats]
         return jnp.asarray(np.stack(each), self._dtype)
+
+
+def relative_error(found: Estimate) -> float:
+    """The largest error beside the largest entry."""
+    scale = float(np.max(np.abs(found.value), initial=0.0))
+    error = float(np.max(found.error, initial=0.0))
+    return error / scale if scale else 0.0
 
 
 def _host(found: Any) -> Any:

@@ -27,6 +27,7 @@ from ..scalar import Arg, Call, Const, Expr
 from ._draws import Family, NeedsDraws
 from ._index import Index, Letter, View, clipped
 from ._product import Factor, Product, Sum, is_zero, materialise, total_of
+from ._route import COARSE
 
 if TYPE_CHECKING:
     from ._engine import Engine
@@ -277,8 +278,13 @@ def _group(
         # One number for every sample is no better found than by a sample of it.
         if "QMC" in route or sampled:
             raise NeedsDraws(moments.families(numbers))
-    engine.routes[route] = exact
-    return gaussian.expect(functions, means, cov, params, accuracy=engine.accuracy)
+    value = gaussian.expect(functions, means, cov, params, accuracy=engine.accuracy)
+
+    def coarse() -> Any:
+        return gaussian.expect(functions, means, cov, params, accuracy=COARSE)
+
+    engine.take(route, len(numbers), exact, value, coarse)
+    return value
 
 
 def _mean(engine: "Engine", view: View) -> Factor | None:

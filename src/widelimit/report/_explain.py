@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ..asymptotics import Engine
+from ..asymptotics import Engine, Route
 from ..program import TensorProgram, Transpose
 from ..trace import Network
 from ._growth import Growth, growths
@@ -21,6 +21,7 @@ class Explanation:
         growth: for every nonlinear line, its growth class.
         ranks: for every matrix, the rank of its arguments' Gram matrix.
         routes: how expectations are computed, and whether that is exact.
+        expectations: the same with the number of variables and the error.
         dropped: lower-order terms that were dropped.
         corrections: for every product with a matrix, in the network and in its backward
             pass, what the dependence of the matrix and its transpose does.
@@ -34,6 +35,7 @@ class Explanation:
     growth: dict[str, tuple[str, str]]
     ranks: tuple[Rank, ...]
     routes: dict[str, bool]
+    expectations: tuple[Route, ...]
     dropped: tuple[str, ...]
     corrections: tuple[Correction, ...]
     gradient_growth: tuple[Growth, ...]
@@ -74,10 +76,7 @@ class Explanation:
             lines.append(f"  {r.matrix}: rank {r.rank} of {r.vectors}, {state}")
         lines += [] if self.ranks else ["  no matrix"]
         lines += ["", "Expectations:"]
-        lines += [
-            f"  {r} ({'exact' if e else 'numerical'})" for r, e in self.routes.items()
-        ]
-        lines += [] if self.routes else ["  none"]
+        lines += [f"  {route}" for route in self.expectations] or ["  none"]
         lines += ["", "Gradient independence, product by product:"]
         lines += [f"  {c}" for c in self.corrections] or ["  no matrix"]
         if self.no_gradient:
@@ -127,6 +126,7 @@ def explain(
         {g.line: (g.kind, g.function) for g in growths(network.program)},
         ranks(engine, network.program),
         dict(engine.routes),
+        tuple(engine.taken.values()),
         network.notes,
         gradients.corrections,
         gradients.growth,
