@@ -91,11 +91,47 @@ NETWORKS = {
     "gated linear unit": (gated_linear_unit, weights(*"abc"), VECTORS),
     "mlp": (mlp, weights("a"), VECTORS),
 }
+
+
+def batch_normalisation(p, x):
+    h = gate(p, "a", x, None)
+    return readout(p, jax.nn.relu((h - h.mean(0)) / jnp.sqrt(h.var(0))))
+
+
+def attention(p, x):
+    q, k, v = (gate(p, name, x, None) for name in "abc")
+    weights = jax.nn.softmax(q @ jnp.swapaxes(k, 1, 2) / n)
+    return readout(p, jnp.tanh(weights @ v)[:, 0])
+
+
+def tied_residual(p, x):
+    h = gate(p, "a", x, None)
+    for _ in range(2):
+        h = h + jnp.tanh(h) @ p["Wa"] / jnp.sqrt(n)
+    return readout(p, h)
+
+
+def mixture_of_experts(p, x):
+    weights = jax.nn.softmax(jnp.stack([gate(p, k, x, None) for k in "ab"]), 0)
+    experts = jnp.stack([jnp.tanh(gate(p, k, x, None)) for k in "cd"])
+    return readout(p, (weights * experts).sum(0))
+
+
+ARCHITECTURES = NETWORKS | {
+    "batch normalisation": (
+        batch_normalisation,
+        weights("a"),
+        np.random.default_rng(1).normal(size=(5, 4)),
+    ),
+    "attention": (attention, weights(*"abc"), SENTENCES),
+    "tied residual": (tied_residual, weights("a"), VECTORS),
+    "mixture of experts": (mixture_of_experts, weights(*"abcd"), VECTORS),
+}
 SAMPLED = [name for name in NETWORKS if name != "mlp"]
 
 
 def network(name):
-    f, params, x = NETWORKS[name]
+    f, params, x = ARCHITECTURES[name]
     return wl.limit(f, params), x
 
 
@@ -124,10 +160,10 @@ def test_formulas_and_samples_agree(name):
     assert ("samples" in found.route) == (name != "mlp")
 
 
-@pytest.mark.parametrize("name", slow_except(SAMPLED, ["maximum"]))
+@pytest.mark.parametrize("name", slow_except(ARCHITECTURES, ["mlp"]))
 def test_kernels_agree_with_real_networks(name):
     net, x = network(name)
-    check = net.check(x, widths=(64, 256), seeds=48, key=jax.random.key(1))
+    check = net.check(x, widths=(64, 256, 1024), seeds=24, key=jax.random.key(1))
     assert check.passed, check
 
 
@@ -140,6 +176,21 @@ def test_kernels_are_the_estimates(name):
     np.testing.assert_allclose(value, value.T)
     np.testing.assert_allclose(net.nngp(x, diagonal=True), np.diagonal(value))
     assert np.linalg.eigvalsh(np.asarray(value, float)).min() > -1e-6
+
+
+def test_formulas_beside_samples_are_kept_while_they_are_few(monkeypatch):
+    def f(p, x):
+        return maximum(p, x) + readout(p, jnp.tanh(gate(p, "b", x[:, 0], None)))
+
+    def asked():
+        return wl.limit(f, weights("a", "b")).estimate(SENTENCES, samples=64)
+
+    few = asked()
+    monkeypatch.setattr("widelimit.asymptotics._engine.MAX_FORMULAS", 0)
+    many = asked()
+    assert "Hermite" in few.route
+    assert "Hermite" not in many.route
+    assert in_errors(few, many) < 4.5
 
 
 def test_the_error_falls_with_samples_and_is_reached_or_told():

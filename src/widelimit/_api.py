@@ -253,8 +253,12 @@ class Limit:
         progress: Any,
         *what: str,
         diagonal: bool = False,
+        precise: bool = False,
     ) -> dict[str, Any]:
-        """Kernels of two data sets, by name; or of each input with itself."""
+        """Kernels of two data sets, by name; or of each input with itself.
+
+        Where something is drawn, `precise` is the mean of all randomisations.
+        """
         x1, x2, batch = self._checked(x1, x2, what)
         dtype = _dtype(x1)
         x1, x2 = _cast(x1, dtype), None if x2 is None else _cast(x2, dtype)
@@ -264,7 +268,8 @@ class Limit:
             question, inputs = self._sampled.question(x1, x2, dtype, what)
             found = question.formulas(inputs)
         except NeedsDraws:
-            found = self._sampled.kernels(x1, x2, dtype, what)
+            take = self._sampled.means if precise else self._sampled.kernels
+            found = take(x1, x2, dtype, what)
         return jax.tree.map(_equal_inputs, found) if diagonal else found
 
     def _checked(
@@ -392,8 +397,9 @@ class Limit:
 
         Expectations that have a formula are computed by it. Of the others the Gaussian
         vectors that they need are drawn, jointly for all inputs, as quasi-random
-        samples; whatever is independent of those keeps its formula. Samples are drawn
-        in 16 independent randomisations, whose spread is the standard error.
+        samples; whatever is independent of those keeps its formula, while there are at
+        most 2000 of them: of deep recurrences everything is drawn. Samples are drawn in
+        16 independent randomisations, whose spread is the standard error.
 
         Args:
             x1: N1 inputs, as for `nngp`.
@@ -483,9 +489,11 @@ class Limit:
                 raise NoLimitError(diverges(f"The tap `{name}`", tap))
         return network
 
-    def _forward(self, x: Any, *what: str) -> dict[str, jax.Array]:
+    def _forward(
+        self, x: Any, *what: str, precise: bool = False
+    ) -> dict[str, jax.Array]:
         self._tapped(x)
-        found = self._compute(x, None, None, *what)
+        found = self._compute(x, None, None, *what, precise=precise)
         output = {"output": found.pop("nngp")} if "nngp" in what else {}
         return output | {key.removeprefix("tap:"): k for key, k in found.items()}
 
@@ -518,11 +526,13 @@ class Limit:
         forward = self._forward(x, "taps")
         return {k: Statistics(forward[k], g) for k, g in gradients.items()}
 
-    def _gradients(self, x: Any, output: int | tuple[int, ...]) -> dict[str, jax.Array]:
+    def _gradients(
+        self, x: Any, output: int | tuple[int, ...], precise: bool = False
+    ) -> dict[str, jax.Array]:
         """The covariances of the gradients at every tap."""
         network = self._limit(x)
         at = self._position(network, output)
-        found = self._compute(x, None, None, "gradients")
+        found = self._compute(x, None, None, "gradients", precise=precise)
         return {k: _at_output(found[f"gradient:{k}"], at) for k in network.taps}
 
     def _position(
@@ -701,13 +711,14 @@ class Limit:
         """
         x = self._inputs(x, "x")
         no_output = (ntk or gradients) and is_mean(self._limit(x).output)
-        predicted = self._forward(x, *(() if no_output else ("nngp",)), "taps")
+        what = ("taps",) if no_output else ("nngp", "taps")
+        predicted = self._forward(x, *what, precise=True)
         if not no_output and self._limit(x).output.axis is None:
             predicted |= self._mean_beside(x, predicted["output"])
         if ntk:
-            predicted["ntk"] = self.ntk(x)
+            predicted["ntk"] = self._compute(x, None, None, "ntk", precise=True)["ntk"]
         if gradients:
-            found = self._gradients(x, output)
+            found = self._gradients(x, output, precise=True)
             predicted |= {f"{finite.GRADIENT}{name}": k for name, k in found.items()}
         f, params = self._networks.function(x)
         return finite.check(

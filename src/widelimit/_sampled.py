@@ -63,6 +63,14 @@ class SampledLimit:
                 grid[i][j] = jax.tree.map(lambda k: swapped(k, True), grid[j][i])
         return _joined(grid)
 
+    def means(
+        self, x1: Any, x2: Any | None, dtype: Any, what: Collection[str]
+    ) -> dict[str, Any]:
+        """Kernels by name, the means of independent randomisations."""
+        question, inputs = self.question(x1, x2, dtype, what)
+        found = question.answer(inputs, SAMPLES)
+        return {name: jnp.asarray(k.value, dtype) for name, k in found.items()}
+
     def _block(self, x1: Any, x2: Any | None, dtype: Any, what: Collection[str]) -> Any:
         question, inputs = self.question(x1, x2, dtype, what)
         plan = question.plan(inputs)

@@ -57,13 +57,25 @@ from ..program import (
 )
 from ..scalar import Const, Expr
 from ..transform import Parities, Parity
-from ._draws import Draws, Families, Family, Sampling, check_size, is_gaussian
+from ._draws import (
+    Draws,
+    Families,
+    Family,
+    NeedsDraws,
+    Sampling,
+    check_size,
+    is_gaussian,
+)
 from ._expectation import expectation
 from ._index import Index, Letter, Letters, View, equality
 from ._product import Factor, Product, Sum, aligned, is_zero, materialise, total_of
 from ._route import Route
 
 ZERO: Sum = ()
+
+# Every formula beside samples is some operations on as many numbers as there are
+# samples, to be compiled: a second for twenty.
+MAX_FORMULAS = 2000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,6 +133,7 @@ class Engine:
         self.steps: list[Step] = []
         self.taken: dict[tuple[str, int], Route] = {}
         self.measures = False
+        self._asked = 0
         self._pairs: dict[_Canonical, tuple[Any, tuple[Letter, ...]]] = {}
         self._tensors: dict[tuple[int, int], Any] = {}
         self._means: dict[tuple[int, int], Any] = {}
@@ -144,7 +157,16 @@ class Engine:
         value: Any,
         coarse: Callable[[], Any],
     ) -> None:
-        """Note the route of an expectation, and its error where those are measured."""
+        """Note the route of an expectation, and its error where those are measured.
+
+        Raises:
+            NeedsDraws: beside samples there are so many formulas that samples of
+                everything are cheaper.
+        """
+        self._asked += 1
+        rest = self.families.all - self._drawn
+        if self._drawn and rest and self._asked > MAX_FORMULAS:
+            raise NeedsDraws(rest)
         error = 0.0 if is_exact else None
         if self.measures and not is_exact and is_concrete(value):
             scale = float(jnp.max(jnp.abs(value), initial=0.0)) or 1.0
