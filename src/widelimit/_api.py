@@ -31,7 +31,7 @@ from ._networks import (
     with_rows,
 )
 from ._sampled import MAX_SAMPLES, SAMPLES, SampledLimit, estimates
-from .asymptotics import FORMULAS, Engine, NeedsDraws, Question, Side
+from .asymptotics import PAIRS, Engine, NeedsDraws, Question, Side
 from .gaussian import Estimate
 from .kernels import BlockKernel, PairKernel, Quantities, averaged, mean_of
 from .program import TensorProgram
@@ -177,6 +177,8 @@ class Limit:
 
         Differentiable in `x1`, `x2` and in every array of the parameters. Work that
         depends on one input is done once for it; half the pairs when `x2` is None.
+        Where an expectation has no formula it is a mean over 2^13 quasi-random points,
+        the same at every call: `estimate` tells the error.
 
         Args:
             x1: N1 inputs (an array, or a pytree of arrays with one leading axis).
@@ -368,7 +370,7 @@ class Limit:
             def one(shared: Any, row: Any) -> Any:
                 given = named_inputs(row, whole=batch)
                 side = Side(network.program, {**shared, **given})
-                engine = Engine([side], dtype=dtype, sampling=FORMULAS)
+                engine = Engine([side], dtype=dtype, sampling=PAIRS)
                 return mean_of(engine, network.output)
 
             def each(shared: Any, rows: Any) -> Any:

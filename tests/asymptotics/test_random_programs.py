@@ -19,7 +19,7 @@ from scipy.stats import norm, t
 from strategies import random_program, random_programs
 
 import widelimit as wl
-from widelimit.asymptotics import Engine, _engine, _limit
+from widelimit.asymptotics import Engine, _engine, _estimated
 from widelimit.program import LinComb, MatMul, Moment, TensorProgram, Vector
 
 SEEDS = 32
@@ -197,7 +197,7 @@ class Forgetful(Engine):
 
 @pytest.mark.slow
 def test_an_engine_that_forgets_sharing_is_caught(monkeypatch) -> None:
-    monkeypatch.setattr(_limit, "Engine", Forgetful)
+    monkeypatch.setattr(_estimated, "Engine", Forgetful)
     caught = 0
     for seed in MUTANT_SEEDS:
         p = program(seed)

@@ -1,6 +1,7 @@
 """From a tensor program to its limit, by Theorem 4 of Yang (2019)."""
 
 from ._draws import FORMULAS as FORMULAS
+from ._draws import PAIRS as PAIRS
 from ._draws import NeedsDraws as NeedsDraws
 from ._draws import Sampling as Sampling
 from ._draws import semidefinite_root as semidefinite_root

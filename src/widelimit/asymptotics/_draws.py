@@ -68,15 +68,21 @@ class Sampling:
         drawn: the families that are drawn.
         points: standard normal numbers, (count, dimension) of a dimension that is at
             least the number of drawn entries; zeros if None, to find that dimension.
+        alone: expectations without a formula over at most so many Gaussians are found
+            by points of their own, without a known error.
     """
 
     count: int
     drawn: frozenset[Family] = frozenset()
     points: Any = None
+    alone: int = 0
 
 
 FORMULAS = Sampling(2)
 """Nothing is drawn, and what has no formula is refused."""
+
+PAIRS = Sampling(2, alone=4)
+"""Nothing is drawn for a few Gaussians: cheaper, pair by pair, than joint samples."""
 
 
 class Families:
@@ -211,6 +217,11 @@ class Draws:
     def count(self) -> int:
         """The number of samples."""
         return self._sampling.count
+
+    @property
+    def alone(self) -> int:
+        """Up to how many Gaussians an expectation has points of its own."""
+        return self._sampling.alone
 
     def sample(self, side: int, ref: Ref) -> Any:
         """Samples of a drawn line, of its index shape and a last axis of samples."""

@@ -18,6 +18,7 @@ from ..program import TensorProgram
 from ._draws import (
     FORMULAS,
     MAX_NUMBERS,
+    PAIRS,
     Family,
     NeedsDraws,
     Sampling,
@@ -89,12 +90,12 @@ class Question:
         return Engine(sides, accuracy, self._dtype, sampling)
 
     def formulas(self, inputs: Inputs) -> Any:
-        """The answer by formulas.
+        """The answer by formulas, and by points for expectations over few Gaussians.
 
         Raises:
-            NeedsDraws: an expectation has none.
+            NeedsDraws: an expectation is over many, and has no formula.
         """
-        return self._ask(self.engine(inputs, FORMULAS))
+        return self._ask(self.engine(inputs, PAIRS))
 
     def plan(self, inputs: Inputs, everything: bool = False) -> Plan:
         """What has to be drawn, found on abstract numbers.

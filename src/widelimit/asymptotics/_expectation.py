@@ -276,7 +276,8 @@ def _group(
     exact = gaussian.is_exact(functions, len(numbers))
     if engine.draws is not None and not exact:
         # One number for every sample is no better found than by a sample of it.
-        if "QMC" in route or sampled:
+        many = "QMC" in route and len(numbers) > engine.draws.alone
+        if many or sampled:
             raise NeedsDraws(moments.families(numbers))
     value = gaussian.expect(functions, means, cov, params, accuracy=engine.accuracy)
 

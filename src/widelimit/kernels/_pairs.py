@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..asymptotics import FORMULAS, Engine, Side
+from ..asymptotics import PAIRS, Engine, Side
 from ..program import Ref
 from ..trace import Traced
 from ._quantities import Gradient, Quantities
@@ -46,12 +46,12 @@ class PairKernel:
             Side(self._asked[0].program, inputs1),
             Side(self._asked[1].program, inputs2),
         )
-        return self.on(Engine(sides, dtype=dtype, sampling=FORMULAS))
+        return self.on(Engine(sides, dtype=dtype, sampling=PAIRS))
 
     def same(self, inputs: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
         """Kernels of an input with itself, where equal positions are one variable."""
         side = Side(self._asked[0].program, inputs)
-        return self.on(Engine((side,), dtype=dtype, sampling=FORMULAS))
+        return self.on(Engine((side,), dtype=dtype, sampling=PAIRS))
 
     def on(self, engine: Engine) -> dict[str, Any]:
         """The kernels between the two sides of an engine, or of its only side."""
