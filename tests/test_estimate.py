@@ -306,6 +306,12 @@ def test_bad_arguments(arguments, message):
         net.estimate(x, **arguments)
 
 
+def test_nothing_to_draw_is_no_mistake():
+    net = wl.limit(lambda p, x: x @ p["v"], {"v": wl.normal((4, 1))})
+    found = net.estimate(VECTORS, route="samples", samples=64)
+    np.testing.assert_allclose(found.value, VECTORS @ VECTORS.T, rtol=1e-12)
+
+
 def test_samples_that_do_not_fit_are_refused(monkeypatch):
     monkeypatch.setattr("widelimit.asymptotics._draws.MAX_NUMBERS", 2**10)
     net, x = network("maximum")

@@ -72,7 +72,10 @@ class SampledLimit:
         return {name: jnp.asarray(k.value, dtype) for name, k in found.items()}
 
     def _block(self, x1: Any, x2: Any | None, dtype: Any, what: Collection[str]) -> Any:
-        question, inputs = self.question(x1, x2, dtype, what)
+        return self._once(*self.question(x1, x2, dtype, what), dtype)
+
+    def _once(self, question: Question, inputs: Inputs, dtype: Any) -> Any:
+        """The answer from one randomisation, compiled once for every question."""
         plan = question.plan(inputs)
         if question not in self._compiled:
             self._compiled[question] = jax.jit(question.sampled, static_argnums=(1,))
@@ -105,16 +108,16 @@ class SampledLimit:
 
     def mean(self, x: Any, dtype: Any) -> Any:
         """The mean of the output from one randomisation, of its traced shape."""
-        network = self._networks.limit(struct_of(x), True)
+        key = ("mean", key_of(struct_of(x)), str(dtype))
+        if key not in self._questions:
+            network = self._networks.limit(struct_of(x), True)
+
+            def ask(engine: Engine) -> Any:
+                return mean_of(engine, network.output)
+
+            self._questions[key] = Question([network.program], ask, dtype)
         inputs = {**self._networks.shared(dtype), **named_inputs(x, whole=True)}
-
-        def ask(engine: Engine) -> Any:
-            return mean_of(engine, network.output)
-
-        question = Question([network.program], ask, dtype)
-        plan = question.plan([inputs])
-        points = sobol_normal(plan.dimension, SAMPLES.bit_length() - 1, 0)
-        return question.sampled([inputs], plan, jnp.asarray(points, dtype))
+        return self._once(self._questions[key], [inputs], dtype)
 
 
 def estimates(

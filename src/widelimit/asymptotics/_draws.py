@@ -241,7 +241,7 @@ class Draws:
             across.append(self._covariance(key, known.lines[len(across)]))
         if key in self._samples:
             return self._samples[key]
-        self._check(len(own))
+        check_size(len(own) * self.count, self.count)
         points = self._points(len(own))
         known.reserve(len(own), points)
         rows = solve_rows(known.root, known.row(across, own))
@@ -270,9 +270,6 @@ class Draws:
         # With the start as an argument: eager slices compile once for each.
         found = lax.dynamic_slice_in_dim(points, np.int32(start), dimension, 1)
         return found.astype(self._engine.dtype)
-
-    def _check(self, entries: int) -> None:
-        check_size(entries * self.count, self.count)
 
 
 class _Known:

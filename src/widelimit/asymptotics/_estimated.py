@@ -184,7 +184,9 @@ class Question:
         plan = self.plan(inputs, everything)
         numbers = samples * plan.dimension
         check_size(numbers, samples)
-        at_once = max(1, min(REPEATS, MAX_NUMBERS // (4 * numbers)))
+        at_once = REPEATS
+        while at_once > 1 and 4 * at_once * numbers > MAX_NUMBERS:
+            at_once //= 2
         values, routes = [], {}
         for start in range(0, REPEATS, at_once):
             points = self._points(plan, samples, seed, range(start, start + at_once))
