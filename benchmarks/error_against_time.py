@@ -20,46 +20,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from convergence import gru, lstm, n, parameters
 
 import widelimit as wl
 
 WIDTH, SEEDS, OUTPUTS = 1024, 16, 1024
-n = wl.width("n")
-X = np.random.default_rng(0).normal(size=(4, 3, 8)) / 3
-
-
-def gates(names: str) -> dict[str, Any]:
-    """Weights of gates, and a readout."""
-    params = {"v": wl.normal((n, OUTPUTS))}
-    for name in names:
-        params[f"U{name}"] = wl.normal((8, n))
-        params[f"W{name}"] = wl.normal((n, n))
-        params[f"b{name}"] = wl.normal((n,), std=0.3)
-    return params
-
-
-def sums(p: Any, name: str, x: Any, h: Any) -> Any:
-    """W h + U x + b."""
-    return x @ p[f"U{name}"] + h @ p[f"W{name}"] / jnp.sqrt(h.shape[-1]) + p[f"b{name}"]
-
-
-def gru(p: Any, x: Any) -> Any:
-    """Three steps of gated recurrent units."""
-    h = jnp.zeros((len(x), p["Wz"].shape[0]))
-    for t in range(x.shape[1]):
-        z, r = (jax.nn.sigmoid(sums(p, name, x[:, t], h)) for name in "zr")
-        h = (1 - z) * h + z * jnp.tanh(sums(p, "c", x[:, t], r * h))
-    return h @ p["v"] / jnp.sqrt(h.shape[-1])
-
-
-def lstm(p: Any, x: Any) -> Any:
-    """Three steps of long short-term memory."""
-    h = c = jnp.zeros((len(x), p["Wi"].shape[0]))
-    for t in range(x.shape[1]):
-        i, f, o = (jax.nn.sigmoid(sums(p, name, x[:, t], h)) for name in "ifo")
-        c = f * c + i * jnp.tanh(sums(p, "g", x[:, t], h))
-        h = o * jnp.tanh(c)
-    return h @ p["v"] / jnp.sqrt(h.shape[-1])
+X = np.random.default_rng(0).normal(size=(4, 3, 6)) / 3
 
 
 def batch_norm(p: Any, x: Any) -> Any:
@@ -110,7 +76,8 @@ def networks(net: Any, x: Any) -> tuple[float, float, float]:
 def main() -> None:
     """Print the table."""
     for name, (f, names, x) in NETWORKS.items():
-        net = wl.limit(f, gates(names))
+        params = parameters(names) | {"v": wl.normal((n, OUTPUTS))}
+        net = wl.limit(f, params)
         plain, first, plain_time = networks(net, x)
         print(f"{name}: networks of width {WIDTH}, {SEEDS} of them: ", end="")
         print(f"error {plain:.1e}, {plain_time:.3f} s (first call {first:.1f} s)")
