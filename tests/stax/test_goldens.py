@@ -33,7 +33,7 @@ FUNCTIONS = {
     "inv_decay": lambda d: 1.0 / (1.0 + d),
 }
 # Logits of order 1 are random in the limit: the next version.
-LATER = ("attn_sqrt_identity", "attn_sqrt_identity_pos_val1")
+LATER = ()
 FAST = ("std_erf_mixed_ntk", "faninconcat_widths")
 FAMILY = ("Relu", "ABRelu", "LeakyRelu", "Abs", "Sign", "RectifiedMonomial")
 

@@ -33,6 +33,8 @@ from ._lines import Transpose as Transpose
 from ._lines import Type as Type
 from ._lines import VecIn as VecIn
 from ._lines import Vector as Vector
+from ._lines import channel_sum as channel_sum
+from ._lines import common_dim as common_dim
 from ._lines import compose as compose
 from ._lines import identity_maps as identity_maps
 from ._lines import unravel as unravel

@@ -17,7 +17,8 @@ Lines refer to each other by position in the program. Nothing here computes.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -34,8 +35,12 @@ Ref = int
 class Dim:
     """A wide dimension: a positive linear form in the widths, such as `n`, `n/4`.
 
+    The channels of many heads are counted by a product of widths, `heads*n`; what has
+    one value for each head is a family of the dimension `heads`, which *covers* them.
+
     Attributes:
-        terms: pairs of width name and coefficient, sorted by name.
+        terms: pairs of name and coefficient, sorted by name; the name is that of a
+            width or those of several, sorted, with `*` between.
     """
 
     terms: tuple[tuple[str, Fraction], ...]
@@ -51,12 +56,15 @@ class Dim:
         Raises:
             InvalidProgramError: a width is missing, or the size is not whole.
         """
-        missing = [name for name, _ in self.terms if name not in widths]
+        missing = sorted(self.widths - widths.keys())
         if missing:
             raise InvalidProgramError(
                 f"No width is given for {', '.join(missing)}; given: {dict(widths)}."
             )
-        total = sum((c * widths[name] for name, c in self.terms), Fraction(0))
+        total = sum(
+            (c * math.prod(widths[w] for w in name.split("*")) for name, c in self.terms),
+            Fraction(0),
+        )
         if total.denominator != 1 or total <= 0:
             raise InvalidProgramError(
                 f"The dimension {self} is {total} at the widths {dict(widths)}, "
@@ -65,8 +73,45 @@ class Dim:
         return int(total)
 
     def ratio(self, ratios: Mapping[str, float]) -> float:
-        """The dimension over the common scale; a width that is missing counts 1."""
-        return float(sum(float(c) * ratios.get(name, 1.0) for name, c in self.terms))
+        """The dimension over the common scale; a width that is missing counts 1.
+
+        A product of widths is measured by the same power of the common scale.
+        """
+        return sum(
+            float(c) * math.prod(ratios.get(w, 1.0) for w in name.split("*"))
+            for name, c in self.terms
+        )
+
+    @property
+    def widths(self) -> set[str]:
+        """The names of the widths in it."""
+        return {w for name, _ in self.terms for w in name.split("*")}
+
+    @property
+    def order(self) -> int:
+        """The number of widths in a product; 1 for a single width."""
+        return max(len(name.split("*")) for name, _ in self.terms)
+
+    def __mul__(self, other: "Dim") -> "Dim":
+        terms: dict[str, Fraction] = {}
+        for a, c in self.terms:
+            for b, d in other.terms:
+                name = "*".join(sorted((*a.split("*"), *b.split("*"))))
+                terms[name] = terms.get(name, Fraction(0)) + c * d
+        return Dim(tuple(sorted(terms.items())))
+
+    def over(self, other: "Dim") -> "Dim | None":
+        """The dimension that times another one is this one, or None."""
+        (a, c), *_ = other.terms
+        for name, d in self.terms:
+            rest = name.split("*")
+            if len(rest) > 1 and set(a.split("*")) <= set(rest):
+                for w in a.split("*"):
+                    rest.remove(w)
+                found = Dim((("*".join(rest), d / c),))
+                if found * other == self:
+                    return found
+        return None
 
     def __str__(self) -> str:
         return " + ".join(_monomial(name, c) for name, c in self.terms)
@@ -431,6 +476,25 @@ class Map(_Line):
 
 
 Line = VecIn | MatIn | Transpose | MatMul | LinComb | Nonlin | Moment | Map | Readout
+
+
+def common_dim(dims: Iterable[Dim]) -> Dim | None:
+    """The dimension of a function of vectors: that which all others cover, or None."""
+    different = list(dict.fromkeys(dims))
+    finest = max(different, key=lambda d: d.order)
+    others = (d for d in different if d != finest)
+    return finest if all(finest.over(d) is not None for d in others) else None
+
+
+def channel_sum(covering: Dim, dim: Dim) -> MatIn:
+    """The matrix in whose product a sum over the channels of every head is written.
+
+    The sum over the m coordinates that share one of `covering`, of vectors that are
+    independent and centred there, is Gaussian by the central limit theorem, of the
+    covariances m E[h h']: those of sqrt(m) A h, A a matrix that is nothing else's.
+    """
+    name = re.sub(r"\W+", "_", f"sum_{dim}_to_{covering}")
+    return MatIn(name=name, shape=(), rows=covering, cols=dim)
 
 
 def prod(shape: tuple[int, ...]) -> int:

@@ -10,7 +10,8 @@ import numpy as np
 from .._errors import ParseError
 from ._lines import Array, Dim
 
-_MONOMIAL = re.compile(r"(?:(-?\d+)\s*\*\s*)?([^\W\d]\w*)(?:\s*/\s*(\d+))?")
+_NAME = r"[^\W\d]\w*"
+_MONOMIAL = re.compile(rf"(?:(-?\d+)\s*\*\s*)?({_NAME}(?:\*{_NAME})*)(?:\s*/\s*(\d+))?")
 
 
 def array_text(array: Array) -> str:

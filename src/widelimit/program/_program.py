@@ -30,6 +30,7 @@ from ._lines import (
     VecIn,
     Vector,
     check,
+    common_dim,
     prod,
 )
 from ._regression import block_index
@@ -279,10 +280,9 @@ def _lincomb_type(line: LinComb, types: Types) -> Type:
         return Output(line.shape)
     vectors = [k for k in kinds if isinstance(k, Vector)]
     check(len(vectors) == len(kinds), line, "mixes wide vectors and finite outputs")
-    dims = {v.dim for v in vectors}
-    check(len(dims) == 1, line, f"its vectors have widths {', '.join(map(str, dims))}")
-    kind = "G" if all(v.kind == "G" for v in vectors) else "H"
-    return Vector(line.shape, vectors[0].dim, kind)
+    dim = _dim(line, vectors)
+    kind = "G" if all(v.kind == "G" and v.dim == dim for v in vectors) else "H"
+    return Vector(line.shape, dim, kind)
 
 
 def _common_dim(line: Line, refs: tuple[Ref, ...], types: Types) -> Dim:
@@ -292,9 +292,17 @@ def _common_dim(line: Line, refs: tuple[Ref, ...], types: Types) -> Dim:
             line,
             f"takes vectors, got {_kind(types[ref])}",
         )
-    dims = {t.dim for r in refs if isinstance(t := types[r], Vector)}
-    check(len(dims) == 1, line, f"its vectors have widths {', '.join(map(str, dims))}")
-    return next(iter(dims))
+    return _dim(line, [t for r in refs if isinstance(t := types[r], Vector)])
+
+
+def _dim(line: Line, vectors: Sequence[Vector]) -> Dim:
+    dims = dict.fromkeys(v.dim for v in vectors)
+    dim = common_dim(dims)
+    check(
+        dim is not None, line, f"its vectors have widths {', '.join(map(str, dims))}"
+    )
+    assert dim is not None
+    return dim
 
 
 def _check_maps(

@@ -10,7 +10,7 @@ from ._run import dims
 
 def width_names(program: TensorProgram) -> set[str]:
     """The names of the widths of a program."""
-    return {name for t in program.types for d in dims(t) for name, _ in d.terms}
+    return {name for t in program.types for d in dims(t) for name in d.widths}
 
 
 def check_ratios(

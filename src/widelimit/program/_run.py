@@ -35,6 +35,7 @@ from ._lines import (
     Type,
     VecIn,
     Vector,
+    common_dim,
 )
 from ._program import TensorProgram
 from ._regression import regress
@@ -107,12 +108,14 @@ class Run:
             case LinComb():
                 return self.lincomb(line, t)
             case Nonlin():
-                value = self.function(line.fn, line.xs, line.tensors, t.shape)
+                value = self.function(line.fn, line.xs, line.tensors, t)
                 return jnp.broadcast_to(value, self.shape(t))
             case Moment():
-                value = self.function(line.fn, line.xs, line.tensors, t.shape)
-                x = jnp.broadcast_to(value, self.env[line.xs[0]].shape)
-                return jnp.mean(x, axis=-1)
+                dim = common_dim(d for x in line.xs for d in dims(self.types[x]))
+                assert dim is not None
+                whole = Vector(t.shape, dim, "H")
+                value = self.function(line.fn, line.xs, line.tensors, whole)
+                return jnp.mean(jnp.broadcast_to(value, self.shape(whole)), axis=-1)
             case Map():
                 return self.map(line)
             case _:
@@ -181,7 +184,8 @@ class Run:
         if term.x is None:
             x = jnp.ones((*sizes, *wide), self.dtype)
         else:
-            x = gather(self.env[term.x], term.maps, sizes, len(wide))
+            x = self.repeated(term.x, t)
+            x = gather(x, term.maps, sizes, len(wide))
         if not term.tensors and not term.sums:
             return x
         n = len(sizes)
@@ -197,13 +201,26 @@ class Run:
         fn: scalar.Expr,
         xs: tuple[Ref, ...],
         tensors: tuple[TensorArg, ...],
-        shape: tuple[int, ...],
+        t: Type,
     ) -> jax.Array:
-        args = [self.env[x] for x in xs]
+        args = [self.repeated(x, t) for x in xs]
         args += [
-            spread(self.env[a.ref], a.letters, len(shape))[..., None] for a in tensors
+            spread(self.env[a.ref], a.letters, len(t.shape))[..., None] for a in tensors
         ]
         return jnp.asarray(scalar.evaluate(fn, args), self.dtype)
+
+    def repeated(self, x: Ref, t: Type) -> jax.Array:
+        """A vector at every coordinate of a dimension that its own one covers."""
+        value, (own, dim) = self.env[x], (dims(self.types[x]), dims(t))
+        if own == dim or not dim:
+            return value
+        rest = dim[0].over(own[0])
+        assert rest is not None
+        times = rest.size(self.sizes)
+        # Coordinates of a product are counted in the order of its names.
+        if own[0].terms[0][0] < rest.terms[0][0]:
+            return jnp.repeat(value, times, axis=-1)
+        return jnp.tile(value, (*(1,) * (value.ndim - 1), times))
 
     def map(self, line: Map) -> jax.Array:
         match line.op:

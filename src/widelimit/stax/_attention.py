@@ -160,9 +160,9 @@ class _Attention:
         """The signal afterwards, and the weights."""
         channels = known(signal.channels, "The number of channels")
         out, key, value = (widths(size) for size in self.channels[:3])
-        # All heads are alike where their weights on positions are not random.
-        alike = widths.is_infinite and self.linear_scaling
-        heads = 1 if alike else self.channels[3]
+        heads = widths.heads(self.channels[3])
+        if widths.is_infinite and self.linear_scaling:
+            heads = 1  # all are alike, as their weights on positions are not random
         place = None
         seen = read = channels
         if self.embedding != PositionalEmbedding.NONE:

@@ -164,6 +164,12 @@ class Widths:
             return size * (s[1] if parameterization == "standard" else 1)
         return width(f"n{size}", ratio=size / self._largest, base=size)
 
+    def heads(self, count: int) -> Size:
+        """The number of heads, in the limit a width of its own."""
+        if self._largest is None:
+            return count
+        return width(f"heads{count}", ratio=count / self._largest, base=count)
+
 
 def known(size: Size, what: str) -> Size:
     """A size that a layer needs.

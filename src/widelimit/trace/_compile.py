@@ -15,7 +15,15 @@ import numpy as np
 from .._errors import InputError, ShapeMismatchError, UnsupportedError, WidelimitError
 from .._jax import Graph, is_concrete, trace
 from ..program import Input, Map, Perturbation, Ref, TensorArg, TensorProgram, VecIn
-from . import _control, _conv, _dot, _elementwise, _move, _reduce  # noqa: F401 - rules
+from . import (  # noqa: F401 - rules
+    _control,
+    _conv,
+    _dot,
+    _elementwise,
+    _heads,
+    _move,
+    _reduce,
+)
 from ._align import align
 from ._declare import Constant, Normal, dims_of, trial_shape, widths_are, widths_in
 from ._layout import Axis, Unifier, blocks
@@ -24,6 +32,7 @@ from ._tracer import Check, MatrixSource, Tracer
 from ._values import (
     Data,
     Deferred,
+    Headed,
     Known,
     Leaf,
     Linear,
@@ -349,18 +358,19 @@ def _normal(tracer: Tracer, name: str, p: Normal) -> Value | MatrixValue:
     std = _std(tracer, name, p.std)
     scale, power = _fan_in(tracer, shape, p.fan_in_axes)
     wide = [i for i, s in enumerate(shape) if isinstance(s, Size)]
-    if len(wide) > 2:
+    if len(wide) > 3:
         raise UnsupportedError(
-            f"The parameter `{name}` has {len(wide)} wide axes; vectors have one and "
-            "matrices two."
+            f"The parameter `{name}` has {len(wide)} wide axes; vectors have one, "
+            "matrices two, and those of many heads three."
         )
-    if len(wide) == 2:
+    if len(wide) > 1:
         tracer.matrices[name] = MatrixSource(name, shape, std, (wide[0], wide[1]))
         layouts: dict[int, Axis] = {}
         for i in wide:
             size = shape[i]
             assert isinstance(size, Size)
-            layouts[i] = tracer.layout((name, i), size)
+            whole = "whole" if len(wide) > 2 else ""
+            layouts[i] = tracer.layout((name, i, whole) if whole else (name, i), size)
         term = MatrixTerm(
             name, tuple((i, None) for i in range(len(shape))), scale=scale
         )
@@ -459,6 +469,10 @@ def _moving(
 def _network(tracer: Tracer, out: Any) -> Network:
     if isinstance(out, Deferred):
         raise UnsupportedError(f"{out.reason} as the output.")
+    if isinstance(out, Headed):
+        raise UnsupportedError(
+            "The network returns vectors over heads and channels: read them out."
+        )
     if not isinstance(out, Value):
         raise UnsupportedError(f"The network returns a {out.kind}, which has no limit.")
     tracer.where = ""

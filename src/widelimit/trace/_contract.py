@@ -97,8 +97,8 @@ def matrix_times(
     assert x.layout is not None
     if copies is None:
         tr.unify(m.layouts[contracted], x.layout)
-    layout, power = m.layouts[other], m.power + x.power + HALF
-    kind = "vector"
+    layout, kind = m.layouts[other], "vector"
+    power = m.power + x.power + HALF * tr.order(x.layout)
     if tr.dry:
         return Value(out_shape, kind, None, out_axis, layout, power)
     assert x.leaves is not None
@@ -403,19 +403,16 @@ def inner_product(
             readouts.append(part)
         else:
             moments.append(_moment(tr, block, x, a, y, b, letters))
-    power = x.power + y.power
+    power, order = x.power + y.power, tr.order(x.layout)
     if readouts and moments:
         raise tr.refuse("A contraction over the width is a readout in part only")
     if readouts:
         leaf = combined(readouts, letters.out)
-        return Value(out_shape, "output", (leaf,), power=power + HALF)
-    if not moments:
-        return Value(
-            out_shape, "fixed", (Known(np.zeros(letters.out)),), power=power + 1
-        )
-    return Value(
-        out_shape, "fixed", (total(tr, moments, letters.out),), power=power + 1
-    )
+        return Value(out_shape, "output", (leaf,), power=power + HALF * order)
+    leaf = Known(np.zeros(letters.out))
+    if moments:
+        leaf = total(tr, moments, letters.out)
+    return Value(out_shape, "fixed", (leaf,), power=power + order)
 
 
 def total(tr: Tracer, refs: Sequence[Ref], shape: tuple[int, ...]) -> Leaf:
@@ -576,37 +573,30 @@ def products(
     out_shape: tuple[Any, ...],
     out_axis: int,
 ) -> Value:
-    """Two vectors multiplied along the width, then summed over letters."""
-    assert x.layout is not None
-    assert y.layout is not None
-    tr.unify(x.layout, y.layout)
+    """Two vectors multiplied along the width, then summed over letters.
+
+    One of them may have no wide axis here: it is then the same along the whole width.
+    """
+    base = x if x.wide else y
+    if x.layout is not None and y.layout is not None:
+        tr.unify(x.layout, y.layout)
     power = x.power + y.power
     kind = "vector" if "vector" in (x.kind, y.kind) else "fixed"
     if tr.dry:
-        return Value(out_shape, kind, None, out_axis, x.layout, power)
-    assert x.leaves is not None
-    assert y.leaves is not None
+        return Value(out_shape, kind, None, out_axis, base.layout, power)
     leaves: list[Leaf] = []
-    for block, a, b in zip(x.blocks(), x.leaves, y.leaves, strict=True):
+    for i, block in enumerate(base.blocks()):
         out = leaf_shape(out_shape, out_axis, block)
         full = (*out, *letters.sums)
         wide = AxisMap.identity(out_axis, out[out_axis])
-        first = spread_to(
-            tr,
-            a,
-            x.leaf_shape(block),
-            [wide if i == x.axis else m for i, m in enumerate(letters.lhs)],
-            full,
-        )
-        second = spread_to(
-            tr,
-            b,
-            y.leaf_shape(block),
-            [wide if i == y.axis else m for i, m in enumerate(letters.rhs)],
-            full,
-        )
-        leaves.append(_product_sum(tr, first, second, out, letters.sums))
-    return Value(out_shape, kind, tuple(leaves), out_axis, x.layout, power)
+        parts = []
+        for v, maps in ((x, letters.lhs), (y, letters.rhs)):
+            assert v.leaves is not None
+            leaf, own = v.leaves[i if v.wide else 0], block if v.wide else None
+            at = [wide if a == v.axis else m for a, m in enumerate(maps)]
+            parts.append(spread_to(tr, leaf, v.leaf_shape(own), at, full))
+        leaves.append(_product_sum(tr, *parts, out, letters.sums))
+    return Value(out_shape, kind, tuple(leaves), out_axis, base.layout, power)
 
 
 def _product_sum(

@@ -31,7 +31,7 @@ def dot_general(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     (contract_l, contract_r), (batch_l, batch_r) = e.params["dimension_numbers"]
     shape = e.outputs[0].shape
     axis = wide_axis(shape)
-    letters, sums_of = _letters(lhs, rhs, e.params["dimension_numbers"], shape, axis)
+    letters, sums_of = letters_of(lhs, rhs, e.params["dimension_numbers"], shape)
     if isinstance(lhs, MatrixValue) and isinstance(rhs, MatrixValue):
         return [outer(tr, e, lhs, rhs)]
     if isinstance(lhs, MatrixValue) or isinstance(rhs, MatrixValue):
@@ -66,9 +66,10 @@ def _with_data(
     return data_times(tr, lhs, rhs, letters, shape, axis)
 
 
-def _letters(
-    lhs: Any, rhs: Any, numbers: Any, shape: Any, axis: int | None
+def letters_of(
+    lhs: Any, rhs: Any, numbers: Any, shape: Any
 ) -> tuple[Letters, dict[str, Any]]:
+    """The letters of a contraction, and the maps of both operands by axis."""
     (contract_l, contract_r), (batch_l, batch_r) = numbers
     out = tuple(1 if isinstance(s, Size) else s for s in shape)
     maps_l: dict[int, AxisMap] = {}
@@ -88,7 +89,7 @@ def _letters(
     sums: list[int] = []
     for a, b in zip(contract_l, contract_r, strict=True):
         s = lhs.shape[a]
-        if isinstance(s, Size):
+        if isinstance(s, Size) or isinstance(rhs.shape[b], Size):
             maps_l[a] = maps_r[b] = AxisMap((), np.asarray(0))
             continue
         maps_l[a] = maps_r[b] = AxisMap.identity(len(out) + len(sums), s)

@@ -29,7 +29,7 @@ from ._sizes import (
     runs,
     shape_text,
 )
-from ._tracer import Check, Tracer, rule
+from ._tracer import HEADED, Check, Tracer, rule
 from ._values import Data, Known, Leaf, Linear, MatrixValue, Value, leaf_shape
 from ._views import axis_maps, combined, view
 
@@ -166,6 +166,8 @@ def _broadcast(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     if isinstance(x, MatrixValue):
         return [_broadcast_matrix(tr, x, shape, target)]
     wide = [i for i, s in enumerate(shape) if isinstance(s, Size)]
+    if x.wide and len(wide) > 1:
+        return HEADED[e.name](tr, e, ins)
     if x.wide:
         return move(tr, e, [x], target[x.axis], x.layout)
     if not wide:

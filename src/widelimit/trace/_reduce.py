@@ -108,7 +108,8 @@ def _readout(tr: Tracer, x: Value, axes: tuple[int, ...]) -> Value | None:
                     break
             else:
                 return None
-    power = x.power + HALF
+    assert x.layout is not None
+    power = x.power + HALF * tr.order(x.layout)
     return Value(shape, "output", (combined(found, shape),), power=power)
 
 
@@ -169,7 +170,8 @@ def _over_width(tr: Tracer, x: Value) -> Value:
         refs.append(
             tr.emit.call(lambda t, r=ratio: r * jnp.sum(t, axis=axis), [ref], tr.where)
         )
-    power = x.power + 1
+    assert x.layout is not None
+    power = x.power + tr.order(x.layout)
     if not refs:
         return Value(shape, "fixed", (Known(known),), power=power)
     if known.any():

@@ -82,6 +82,10 @@ class Size:
     def __truediv__(self, k: int) -> "Size":
         return self * Fraction(1, k)
 
+    def times(self, other: "Size") -> "Size":
+        """The number of channels of as many heads as the other says."""
+        return Size((self.dim * other.dim).terms)
+
     def __str__(self) -> str:
         text = str(Dim(self.terms))
         if self.constant:

@@ -20,11 +20,12 @@ from ._align import Constant as Captured
 from ._emit import Emitter
 from ._fixed import on_tensors
 from ._given import GIVEN_PREFIX
-from ._layout import Atom, Axis, Block, Unifier, blocks
+from ._layout import Atom, Axis, Block, Unifier, blocks, size_of
 from ._sizes import Extent, Scaled, Shape, Size
 from ._tap import TAP_PREFIX
 from ._values import (
     Deferred,
+    Headed,
     Key,
     Known,
     Leaf,
@@ -64,6 +65,12 @@ RULES: dict[str, Rule] = {}
 DEFERRED: dict[str, RuleFn] = {}
 """The rules for operands that no line holds; see `_product`."""
 
+HEADED: dict[str, RuleFn] = {}
+"""The rules for operands that are vectors over many heads; see `_heads`."""
+
+PER_HEAD = "per head"
+"""The rule of all primitives that have none in `HEADED`."""
+
 
 def rule(summary: str, *names: str) -> Callable[[RuleFn], RuleFn]:
     """Register a function as the rule of primitives."""
@@ -86,9 +93,22 @@ def deferred_rule(*names: str) -> Callable[[RuleFn], RuleFn]:
     return register
 
 
+def headed_rule(*names: str) -> Callable[[RuleFn], RuleFn]:
+    """Register a function as the rule of primitives for vectors over many heads."""
+
+    def register(f: RuleFn) -> RuleFn:
+        HEADED.update(dict.fromkeys(names, f))
+        return f
+
+    return register
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class MatrixSource:
-    """A matrix parameter: which axes are wide, and its entries' standard deviation."""
+    """A matrix parameter: which axes are wide, and its entries' standard deviation.
+
+    Of one with an axis of heads: see `_heads`, where that axis is taken off.
+    """
 
     name: str
     shape: Shape
@@ -174,6 +194,10 @@ class Tracer:
         """The ratio of a wide size to the common scale."""
         return size.dim.ratio(self.ratios)
 
+    def order(self, layout: Axis) -> int:
+        """The order of a wide size in the common scale; 2 for channels of heads."""
+        return size_of(layout).dim.order
+
     def dim(self, block: Block) -> Any:
         """The wide dimension of a block."""
         return block.atom.size.dim
@@ -227,12 +251,7 @@ class Tracer:
             outs = self.apply(equation, ins, [v in needed for v in equation.outputs])
             if self.dry:
                 # Orders mean nothing before lines are written.
-                outs = [
-                    dataclasses.replace(o, power=Fraction(0))
-                    if isinstance(o, Value | MatrixValue)
-                    else o
-                    for o in outs
-                ]
+                outs = [_without_order(o) for o in outs]
             for var, value in zip(equation.outputs, outs, strict=True):
                 env[var] = self._shared(value, uses.get(var, 0))
             self.where = outer
@@ -262,6 +281,9 @@ class Tracer:
             return self.run(inner, ins, wanted)
         if name != "random_bits" and any(isinstance(v, Key) for v in ins):
             return [Key(o.shape) for o in equation.outputs]
+        if name not in LOOPS and any(has_heads(v) for v in ins):
+            rule = HEADED[name if name in HEADED else PER_HEAD]
+            return rule(self, equation, ins)
         deferred = [v for v in ins if isinstance(v, Deferred)]
         if deferred and name not in LOOPS:
             if name not in DEFERRED:
@@ -326,6 +348,9 @@ class Tracer:
 
     def _shared(self, value: Any, uses: int) -> Any:
         """A value used in several places is written, unless it is small."""
+        if isinstance(value, Headed):
+            inner = self._shared(value.value, uses)
+            return dataclasses.replace(value, value=inner)
         if uses < 2 or not isinstance(value, Value) or value.leaves is None:
             return value
         if value.kind == "fixed" or not any(_worth_writing(x) for x in value.leaves):
@@ -342,6 +367,8 @@ class Tracer:
     def _tap(self, name: str, value: Any) -> Any:
         if isinstance(value, Deferred):
             raise self.refuse(value.reason)
+        if isinstance(value, Headed):
+            raise self.refuse("A tap of vectors over both heads and channels")
         if (
             isinstance(value, Value)
             and value.leaves is not None
@@ -400,6 +427,21 @@ class Tracer:
         text = f"{message}{self.at()}"
         if text not in self.notes:
             self.notes.append(text)
+
+
+def has_heads(value: Any) -> bool:
+    """Whether a value has an axis of heads beside that of channels."""
+    return isinstance(value, Headed) or (
+        isinstance(value, MatrixValue) and len(value.layouts) > 2
+    )
+
+
+def _without_order(value: Any) -> Any:
+    if isinstance(value, Headed):
+        return dataclasses.replace(value, value=_without_order(value.value))
+    if isinstance(value, Value | MatrixValue):
+        return dataclasses.replace(value, power=Fraction(0))
+    return value
 
 
 def _advice(power: Fraction) -> str:

@@ -125,7 +125,7 @@ class MatrixTerm:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MatrixValue:
-    """A value with two wide axes: a sum of parameters.
+    """A value with two wide axes, or three with that of heads: a sum of parameters.
 
     Attributes:
         shape: its shape, in widths.
@@ -144,6 +144,39 @@ class MatrixValue:
     def kind(self) -> str:
         """For error messages."""
         return "matrix"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Headed:
+    """A value with two wide axes, heads and channels, one vector over both.
+
+    Attributes:
+        shape: its shape, in widths.
+        value: the same with an axis of size one in the place of heads; the number of
+            its channels is the product of both.
+        axis: the axis of heads.
+        layout: the layout of that axis.
+    """
+
+    shape: Shape
+    value: Value
+    axis: int
+    layout: Axis
+
+    @property
+    def kind(self) -> str:
+        """That of the vector."""
+        return self.value.kind
+
+    @property
+    def power(self) -> Fraction:
+        """Its order in the common scale of the widths."""
+        return self.value.power
+
+    @property
+    def dtype(self) -> Any:
+        """The traced dtype."""
+        return self.value.dtype
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

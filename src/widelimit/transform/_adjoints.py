@@ -14,6 +14,7 @@ from ..program import (
     LinComb,
     Line,
     Map,
+    MatMul,
     Moment,
     Nonlin,
     Ratio,
@@ -26,6 +27,7 @@ from ..program import (
     Vector,
     Writer,
     canonical,
+    channel_sum,
     identity_maps,
     operands,
 )
@@ -82,6 +84,26 @@ class Adjoints:
     def add_tensor(self, ref: Ref, part: Ref) -> None:
         """A summand of the adjoint of a tensor: a Tensor line of shape lead + its."""
         self._tensor_parts.setdefault(ref, []).append(part)
+
+    def add_along(self, dim: Dim, ref: Ref, part: Part | None) -> None:
+        """A summand along a dimension: summed where that of the vector covers it."""
+        own = wide(self.program, ref).dim
+        if part is not None and own != dim:
+            shape = self.lead + self.types[ref].shape
+            if isinstance(part, Term):
+                part = LinComb(name="", terms=(part,), shape=shape)
+            matrix = self.emit(channel_sum(own, dim))
+            total = MatMul(
+                name="", matrix=matrix, letters=(), x=self.emit(part),
+                maps=identity_maps(shape), shape=shape,
+            )  # fmt: skip
+            factor = self.ratio(dim, own, root=True)
+            scale, tensors = (
+                (1.0, (factor,)) if isinstance(factor, TensorArg) else (factor, ())
+            )
+            maps = identity_maps(shape)
+            part = Term(self.emit(total), scale, tensors, maps)
+        self.add(ref, part)
 
     def start(self, ref: Ref, adjoint: Ref) -> None:
         """Set the adjoint of a line that nothing reads."""

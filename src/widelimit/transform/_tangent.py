@@ -33,7 +33,10 @@ from ..program import (
     Ref,
     TensorArg,
     Term,
+    Vector,
+    ancestors,
     appearance,
+    at,
     compose,
     identity_maps,
     operands,
@@ -89,9 +92,31 @@ class Tangents:
         line, shape = self._emit.lines[ref], self._emit.shape(ref)
         if ref == root:
             return (Branch(identity_maps(shape), Term(None)),)
+        if not isinstance(line, LinComb | Nonlin):
+            return ()
+        self._check_repeated(ref, root)
         if isinstance(line, LinComb):
             return self._combination(line, root)
-        return self._function(line, root) if isinstance(line, Nonlin) else ()
+        return self._function(line, root)
+
+    def _check_repeated(self, ref: Ref, root: Ref) -> None:
+        """Refuse a vector repeated over the channels that it was a sum over.
+
+        Every channel then changes all of its head by a little, and the head what is
+        a sum over its channels: a derivative that no coordinate shows.
+        """
+        line, types = self._emit.lines[ref], self._emit.types
+        for x in operands(line):
+            x_type, own = types[x], types[ref]
+            if not (isinstance(x_type, Vector) and isinstance(own, Vector)):
+                continue
+            if x_type.dim != own.dim and root in ancestors(self._emit.lines, x):
+                raise UnsupportedError(
+                    f"A matrix and its transpose, and between them "
+                    f"`{self._emit.name(x)}`, which sums over {own.dim} and is "
+                    f"repeated over it, as attention weights that multiply their own "
+                    f"keys: that is not covered.{at(line.source)}"
+                )
 
     def _combination(self, line: LinComb, root: Ref) -> Derivative:
         found: list[Branch] = []

@@ -3,6 +3,7 @@
 import dataclasses
 
 from .. import scalar
+from .._errors import UnsupportedError
 from ..program import (
     LinComb,
     MatMul,
@@ -11,7 +12,9 @@ from ..program import (
     Ref,
     TensorArg,
     Term,
+    at,
     canonical,
+    common_dim,
     identity_maps,
 )
 from ..scalar import Arg, Const, Expr
@@ -74,7 +77,9 @@ def lincomb(adj: Adjoints, line: LinComb, dy: Ref) -> None:
             {a for t in term.tensors for a in t.letters if a >= 0},
         )
         if inverse is not None:
-            adj.add(term.x, _placed(adj, inverse, dy, rank, term))
+            adj.add_along(
+                wide(adj.writer, dy).dim, term.x, _placed(adj, inverse, dy, rank, term)
+            )
 
 
 def _placed(
@@ -106,7 +111,7 @@ def _coefficients(adj: Adjoints, line: LinComb, term: Term, dy: Ref) -> None:
         vectors = [adj.emit(LinComb(name="", terms=(read,), shape=adj.lead + sizes))]
     if term.x is not None:
         vectors.append(adj.reread(term.x, term.maps, sizes))
-    ratio = adj.ratio(wide(adj.program, _any(line)).dim, adj.width)
+    ratio = adj.ratio(wide(adj.writer, dy).dim, adj.width)
     for i in active:
         others = [adj.shifted(t) for j, t in enumerate(term.tensors) if j != i]
         fn: Expr = Arg(0)
@@ -119,13 +124,9 @@ def _coefficients(adj: Adjoints, line: LinComb, term: Term, dy: Ref) -> None:
         add_read(adj, term.tensors[i], m, sizes)
 
 
-def _any(line: LinComb) -> Ref:
-    return next(t.x for t in line.terms if t.x is not None)
-
-
 def nonlin(adj: Adjoints, line: Nonlin, dy: Ref) -> None:
     """H = phi(x.., t..): dx = phi_x dh and t gains E[phi_t dh]."""
-    count = len(line.xs)
+    count, dim = len(line.xs), wide(adj.writer, dy).dim
     shape = adj.types[line.xs[0]].shape
     tensors = [adj.shifted(t) for t in line.tensors]
     # The arguments: forward vectors, then dh, then tensors.
@@ -136,15 +137,16 @@ def nonlin(adj: Adjoints, line: Nonlin, dy: Ref) -> None:
             case Const(0.0):
                 pass
             case Const(c):
-                adj.add(x, Term(dy, c, maps=identity_maps(adj.lead + shape)))
+                part = Term(dy, c, maps=identity_maps(adj.lead + shape))
+                adj.add_along(dim, x, part)
             case d:
                 fn = scalar.call("mul", scalar.substitute(d, places), Arg(count))
-                adj.add(x, adj.nonlin(fn, line.xs, [dy], tensors))
+                adj.add_along(dim, x, adj.nonlin(fn, line.xs, [dy], tensors))
     for j, arg in enumerate(line.tensors):
         d = scalar.differentiate(line.fn, count + j)
         if arg.ref in adj.active and d != _ZERO:
             fn = scalar.call("mul", scalar.substitute(d, places), Arg(count))
-            ratio = adj.ratio(wide(adj.program, line.xs[0]).dim, adj.width)
+            ratio = adj.ratio(dim, adj.width)
             fn, more = times(fn, ratio, count + 1 + len(tensors))
             m = adj.moment(fn, line.xs, [dy], [*tensors, *more])
             add_read(adj, arg, m, shape)
@@ -157,11 +159,19 @@ def moment(adj: Adjoints, line: Moment, dt: Ref) -> None:
     tensors = [adj.whole(dt), *(adj.shifted(t) for t in line.tensors)]
     places = [Arg(i) for i in range(count)]
     places += [Arg(count + 1 + j) for j in range(len(line.tensors))]
-    ratio = adj.ratio(adj.width, wide(adj.program, line.xs[0]).dim)
+    dim = common_dim(wide(adj.program, x).dim for x in line.xs)
+    assert dim is not None
+    ratio = adj.ratio(adj.width, dim)
     for i, x in enumerate(line.xs):
         d = scalar.differentiate(line.fn, i)
         if d == _ZERO:
             continue
+        if wide(adj.program, x).dim != dim:
+            raise UnsupportedError(
+                f"The gradient of a mean over the channels of all heads, "
+                f"`{line.name}`, by what they share, `{adj.lines[x].name}`, is not "
+                f"covered.{at(line.source)}"
+            )
         fn = scalar.call("mul", scalar.substitute(d, places), Arg(count))
         fn, more = times(fn, ratio, count + len(tensors))
         adj.add(x, adj.nonlin(fn, line.xs, (), [*tensors, *more]))
