@@ -33,10 +33,10 @@ from ._lines import Transpose as Transpose
 from ._lines import Type as Type
 from ._lines import VecIn as VecIn
 from ._lines import Vector as Vector
-from ._lines import channel_sum as channel_sum
 from ._lines import common_dim as common_dim
 from ._lines import compose as compose
 from ._lines import identity_maps as identity_maps
+from ._lines import is_channel_sum as is_channel_sum
 from ._lines import unravel as unravel
 from ._matrices import MatrixHandle as MatrixHandle
 from ._parse import parse as parse
@@ -44,6 +44,7 @@ from ._perturbation import Part as Part
 from ._perturbation import Perturbation as Perturbation
 from ._program import TensorProgram as TensorProgram
 from ._program import ancestors as ancestors
+from ._program import coordinatewise as coordinatewise
 from ._program import matrix_of as matrix_of
 from ._program import operands as operands
 from ._program import type_of as type_of

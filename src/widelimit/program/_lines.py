@@ -61,10 +61,8 @@ class Dim:
             raise InvalidProgramError(
                 f"No width is given for {', '.join(missing)}; given: {dict(widths)}."
             )
-        total = sum(
-            (c * math.prod(widths[w] for w in name.split("*")) for name, c in self.terms),
-            Fraction(0),
-        )
+        products = ((math.prod(widths[w] for w in _names(t)), c) for t, c in self.terms)
+        total = sum((c * size for size, c in products), Fraction(0))
         if total.denominator != 1 or total <= 0:
             raise InvalidProgramError(
                 f"The dimension {self} is {total} at the widths {dict(widths)}, "
@@ -78,25 +76,25 @@ class Dim:
         A product of widths is measured by the same power of the common scale.
         """
         return sum(
-            float(c) * math.prod(ratios.get(w, 1.0) for w in name.split("*"))
+            float(c) * math.prod(ratios.get(w, 1.0) for w in _names(name))
             for name, c in self.terms
         )
 
     @property
     def widths(self) -> set[str]:
         """The names of the widths in it."""
-        return {w for name, _ in self.terms for w in name.split("*")}
+        return {w for name, _ in self.terms for w in _names(name)}
 
     @property
     def order(self) -> int:
         """The number of widths in a product; 1 for a single width."""
-        return max(len(name.split("*")) for name, _ in self.terms)
+        return max(len(_names(name)) for name, _ in self.terms)
 
     def __mul__(self, other: "Dim") -> "Dim":
         terms: dict[str, Fraction] = {}
         for a, c in self.terms:
             for b, d in other.terms:
-                name = "*".join(sorted((*a.split("*"), *b.split("*"))))
+                name = "*".join(sorted((*_names(a), *_names(b))))
                 terms[name] = terms.get(name, Fraction(0)) + c * d
         return Dim(tuple(sorted(terms.items())))
 
@@ -104,9 +102,9 @@ class Dim:
         """The dimension that times another one is this one, or None."""
         (a, c), *_ = other.terms
         for name, d in self.terms:
-            rest = name.split("*")
-            if len(rest) > 1 and set(a.split("*")) <= set(rest):
-                for w in a.split("*"):
+            rest = _names(name)
+            if len(rest) > 1 and set(_names(a)) <= set(rest):
+                for w in _names(a):
                     rest.remove(w)
                 found = Dim((("*".join(rest), d / c),))
                 if found * other == self:
@@ -115,6 +113,10 @@ class Dim:
 
     def __str__(self) -> str:
         return " + ".join(_monomial(name, c) for name, c in self.terms)
+
+
+def _names(product: str) -> list[str]:
+    return product.split("*")
 
 
 def _monomial(name: str, c: Fraction) -> str:
@@ -495,6 +497,11 @@ def channel_sum(covering: Dim, dim: Dim) -> MatIn:
     """
     name = re.sub(r"\W+", "_", f"sum_{dim}_to_{covering}")
     return MatIn(name=name, shape=(), rows=covering, cols=dim)
+
+
+def is_channel_sum(line: Line) -> bool:
+    """Whether a line stands for sums over channels: its law alone is that of one."""
+    return isinstance(line, MatIn) and line == channel_sum(line.rows, line.cols)
 
 
 def prod(shape: tuple[int, ...]) -> int:

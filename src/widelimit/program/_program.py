@@ -112,6 +112,23 @@ def ancestors(lines: Sequence[Line], *refs: Ref) -> set[Ref]:
     return found
 
 
+def coordinatewise(lines: Sequence[Line], ref: Ref) -> set[Ref]:
+    """A vector, and all that it is a function of coordinate by coordinate."""
+    found: set[Ref] = set()
+    todo = [ref]
+    while todo:
+        ref = todo.pop()
+        if ref in found:
+            continue
+        found.add(ref)
+        match lines[ref]:
+            case LinComb() as line:
+                todo += [t.x for t in line.terms if t.x is not None]
+            case Nonlin() as line:
+                todo += line.xs
+    return found
+
+
 def matrix_of(lines: Sequence[Line], ref: Ref) -> tuple[Ref, bool]:
     """The MatIn line under a matrix line, and whether that is its transpose."""
     transposed = False
@@ -298,9 +315,7 @@ def _common_dim(line: Line, refs: tuple[Ref, ...], types: Types) -> Dim:
 def _dim(line: Line, vectors: Sequence[Vector]) -> Dim:
     dims = dict.fromkeys(v.dim for v in vectors)
     dim = common_dim(dims)
-    check(
-        dim is not None, line, f"its vectors have widths {', '.join(map(str, dims))}"
-    )
+    check(dim is not None, line, f"its vectors have widths {', '.join(map(str, dims))}")
     assert dim is not None
     return dim
 

@@ -13,6 +13,7 @@ from .._jax import Equation, Literal, fold, pick, trace
 from ._lines import (
     Array,
     Constant,
+    Dim,
     Elementwise,
     Input,
     Line,
@@ -27,6 +28,7 @@ from ._lines import (
     Type,
     VecIn,
     Vector,
+    channel_sum,
 )
 from ._program import TensorProgram, type_of
 
@@ -92,6 +94,11 @@ class Writer:
         self._names[name] = self._names.get(name, 0) + 1
         count = self._names[name]
         return name if count == 1 else self._unique(f"{name}_{count}")
+
+    def channel_sum(self, covering: Dim, dim: Dim) -> Ref:
+        """The one matrix of sums over the channels of every head."""
+        line = channel_sum(covering, dim)
+        return self.lines.index(line) if line in self.lines else self.emit(line)
 
     # Tensors --------------------------------------------------------------------------
 

@@ -595,7 +595,7 @@ def products(
             leaf, own = v.leaves[i if v.wide else 0], block if v.wide else None
             at = [wide if a == v.axis else m for a, m in enumerate(maps)]
             parts.append(spread_to(tr, leaf, v.leaf_shape(own), at, full))
-        leaves.append(_product_sum(tr, *parts, out, letters.sums))
+        leaves.append(_product_sum(tr, parts[0], parts[1], out, letters.sums))
     return Value(out_shape, kind, tuple(leaves), out_axis, base.layout, power)
 
 

@@ -15,42 +15,34 @@ References:
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from .. import scalar
 from .._jax import Equation
 from ..program import (
     AxisMap,
-    Dim,
-    LinComb,
-    MatMul,
-    Nonlin,
-    Ref,
+    Term,
     VecIn,
-    Vector,
-    channel_sum,
-    matrix_of,
+    identity_maps,
 )
-from ._contract import HALF, mean_over_width, products, spread_to, total
+from ._channels import over_channels
+from ._contract import products, spread_to
 from ._dot import dot_general, letters_of
-from ._layout import Axis, blocks
-from ._sizes import Extent, Shape, Size
-from ._tracer import PER_HEAD, RULES, Tracer, headed_rule
+from ._elementwise import folded
+from ._layout import Axis
+from ._sizes import Extent, Shape, Size, finite
+from ._tracer import PER_HEAD, RULES, Tracer, headed_rule, wide_axis
 from ._values import (
-    Data,
     Deferred,
+    Factor,
     Headed,
-    Known,
     Leaf,
     Linear,
     MatrixValue,
     Value,
-    is_zero,
-    leaf_shape,
 )
 from ._views import combined
 
@@ -65,7 +57,9 @@ def _per_head(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     size, layout = _heads(tr, ins)
     if any(size not in o.shape for o in e.outputs):
         raise tr.refuse(f"`{e.name}` over the axis of heads")
-    found = RULES[e.name].apply(tr, _stripped(e, size), [_one(tr, v, size) for v in ins])
+    found = RULES[e.name].apply(
+        tr, _stripped(e, size), [_one(tr, v, size) for v in ins]
+    )
     return [
         Headed(o.shape, v, o.shape.index(size), layout)
         for v, o in zip(found, e.outputs, strict=True)
@@ -74,22 +68,54 @@ def _per_head(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
 
 @headed_rule("broadcast_in_dim")
 def _broadcast(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
-    (x,), shape = ins, e.outputs[0].shape
+    (x,), whole = ins, e.outputs[0].shape
     if not isinstance(x, Value):
         return _per_head(tr, e, ins)
     # A vector over heads or over channels, broadcast along the other axis.
-    axis, _ = (i for i, s in enumerate(shape) if isinstance(s, Size))
-    size, target = shape[axis], e.params["broadcast_dimensions"]
-    layout = x.layout if target[x.axis] == axis else tr.fresh(size)
-    x, shape = _one(tr, x, size), _extents(shape, size)
-    (inner,) = (i for i, s in enumerate(shape) if isinstance(s, Size))
-    maps = [_position(target[i], s) for i, s in enumerate(x.shape)]
-    value = Value(shape, x.kind, None, inner, tr.fresh(shape[inner]), x.power, x.dtype)
-    if not tr.dry:
-        sizes = [leaf_shape(shape, inner, b) for b in value.blocks()]
-        leaves = (spread_to(tr, x.leaf, x.leaf_shape(None), maps, s) for s in sizes)
-        value = dataclasses.replace(value, leaves=tuple(leaves))
-    return [Headed(e.outputs[0].shape, value, axis, layout)]
+    assert x.axis is not None
+    assert x.layout is not None
+    axis, target = wide_axis(whole), e.params["broadcast_dimensions"]
+    assert axis is not None
+    size = _size(whole, axis)
+    over_heads = target[x.axis] == axis
+    heads = x.layout if over_heads else tr.fresh(size)
+    one, shape = _one(tr, x, size), _extents(whole, size)
+    value = _wide(tr, shape, x.kind, x.power)
+    if not over_heads:
+        _check_whole(tr, value)
+    maps = [_position(target[i], s) for i, s in enumerate(one.shape)]
+    return [Headed(whole, _at_all(tr, value, one, maps), axis, heads)]
+
+
+def _wide(tr: Tracer, shape: Shape, kind: str, power: Fraction) -> Value:
+    """A value without leaves."""
+    axis = wide_axis(shape)
+    assert axis is not None
+    return Value(shape, kind, None, axis, tr.fresh(_size(shape, axis)), power)
+
+
+def _at_all(tr: Tracer, value: Value, x: Value, maps: Sequence[AxisMap]) -> Value:
+    """The value with leaves that are the one leaf of another, read at maps."""
+    if tr.dry:
+        return value
+    sizes = [value.leaf_shape(b) for b in value.blocks()]
+    leaves = (spread_to(tr, x.leaf, x.leaf_shape(None), maps, s) for s in sizes)
+    return dataclasses.replace(value, leaves=tuple(leaves))
+
+
+def _check_whole(tr: Tracer, value: Value) -> None:
+    """Refuse channels that are divided in one operand only."""
+    if not tr.dry and (
+        len(value.blocks()) > 1
+        or value.leaf_shape(value.blocks()[0]) != value.leaf_shape(None)
+    ):
+        raise tr.refuse("A divided wide axis meets vectors over many heads")
+
+
+def _size(shape: Shape, axis: int) -> Size:
+    size = shape[axis]
+    assert isinstance(size, Size)
+    return size
 
 
 def _position(letter: int, size: Extent) -> AxisMap:
@@ -116,42 +142,46 @@ def _sum(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
         (value,) = RULES[e.name].apply(
             tr, dataclasses.replace(part, outputs=(out,)), [value]
         )
-    return [_over_channels(tr, value, e.outputs[0].shape, x.shape[x.axis], x.layout)]
+    return [
+        over_channels(tr, value, e.outputs[0].shape, _size(x.shape, x.axis), x.layout)
+    ]
 
 
 @headed_rule("dot_general")
 def _dot_general(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
-    contract, batch = e.params["dimension_numbers"]
     matrices = [i for i, v in enumerate(ins) if isinstance(v, MatrixValue)]
-    if matrices:
-        (i, *more) = matrices
-        if more:
-            raise tr.refuse("A product of two matrices with an axis of heads")
-        return [_with_matrix(tr, e, ins, i)]
-    size, layout = _heads(tr, ins)
-    shape, pairs = e.outputs[0].shape, list(zip(*contract, strict=True))
-    over_channels = [p for p in pairs if _is_channel(ins, p, size)]
-    over_heads = [p for p in pairs if p not in over_channels and _is_wide(ins, p)]
+    if len(matrices) > 1:
+        raise tr.refuse("A product of two matrices with an axis of heads")
+    return [_with_matrix(tr, e, ins, *matrices) if matrices else _vectors(tr, e, ins)]
+
+
+def _vectors(tr: Tracer, e: Equation, ins: list[Any]) -> Any:
+    """A contraction of vectors, of which one is over heads and channels."""
+    size, heads = _heads(tr, ins)
     values = [_one(tr, v, size) for v in ins]
-    numbers = (contract, batch)
-    if over_heads:
-        if not over_channels or not all(isinstance(v, Headed) for v in ins):
-            raise tr.refuse("A contraction over the axis of heads alone")
-        return dot_general(tr, e, values)
-    if shape.count(size) != 1:
+    if any(isinstance(v, Value) and _over_channels(v, size) for v in ins):
+        for v in values:
+            _check_whole(tr, v)
+    contract, batch = e.params["dimension_numbers"]
+    wide = [p for p in zip(*contract, strict=True) if _is_wide(ins, p)]
+    summed = [p for p in wide if ins[0].shape[p[0]] != size]
+    if len(wide) == 2 and all(isinstance(v, Headed) for v in ins):
+        return dot_general(tr, e, values)[0]
+    shape = e.outputs[0].shape
+    if len(wide) > len(summed) or shape.count(size) != 1:
         raise tr.refuse("A product of vectors of different heads")
-    if over_channels:
-        # Multiplied along the channels first, and then summed.
-        (pair,) = over_channels
-        rest = [p for p in pairs if p != pair]
-        numbers = (
-            tuple(tuple(p[i] for p in rest) for i in (0, 1)),
-            tuple((*batch[i], pair[i]) for i in (0, 1)),
-        )
+    if not summed:
+        product = _products(tr, e, values, (contract, batch))
+        return Headed(shape, product, shape.index(size), heads)
+    # Multiplied along the channels first, and then summed.
+    (pair,) = summed
+    rest = [p for p in zip(*contract, strict=True) if p != pair]
+    numbers = (
+        tuple(tuple(p[i] for p in rest) for i in (0, 1)),
+        tuple((*batch[i], pair[i]) for i in (0, 1)),
+    )
     product = _products(tr, e, values, numbers)
-    if over_channels:
-        return [_over_channels(tr, product, shape, size, layout)]
-    return [Headed(shape, product, shape.index(size), layout)]
+    return over_channels(tr, product, shape, size, heads)
 
 
 def _products(tr: Tracer, e: Equation, ins: list[Value], numbers: Any) -> Value:
@@ -173,7 +203,8 @@ def _products(tr: Tracer, e: Equation, ins: list[Value], numbers: Any) -> Value:
         return products(tr, x, y, letters, tuple(shape), wide[0])
     out = dataclasses.replace(e.outputs[0], shape=tuple(shape))
     params = {**e.params, "dimension_numbers": numbers}
-    return dot_general(tr, dataclasses.replace(e, params=params, outputs=(out,)), ins)[0]
+    e = dataclasses.replace(e, params=params, outputs=(out,))
+    return dot_general(tr, e, ins)[0]
 
 
 # Matrices -----------------------------------------------------------------------------
@@ -196,6 +227,10 @@ def _with_matrix(tr: Tracer, e: Equation, ins: list[Any], at: int) -> Any:
         tr.unify(layout, x.layout)
         ins = [matrix, x.value] if at == 0 else [x.value, matrix]
         return dot_general(tr, e, ins)[0]
+    if isinstance(x, Deferred):
+        ins = list(ins)
+        ins[1 - at] = _multiplied(tr, x, [met[a] for a in wide])
+        return _with_matrix(tr, e, ins, at)
     if len(wide) != 1 or set(m.layouts) & set(batch[at]) or not x.wide:
         raise tr.refuse("A matrix with an axis of heads meets no wide vector")
     # The axis of heads stands before that of their channels.
@@ -220,12 +255,13 @@ def _matrix(
             "product"
         )
     (other,) = (i for i in m.layouts if i not in (head, channel))
-    shape = tuple(
-        s if i == other else _extent(s, size) for i, s in enumerate(m.shape)
-    )
+    shape = tuple(s if i == other else _extent(s, size) for i, s in enumerate(m.shape))
     layouts: list[dict[int, Axis]] = []
     for term in m.terms:
-        source, own = tr.matrices[term.name], {i: a for i, (a, _) in enumerate(term.axes)}
+        source, own = (
+            tr.matrices[term.name],
+            {i: a for i, (a, _) in enumerate(term.axes)},
+        )
         axes = tuple(
             _extent(s, size) if a in (own[head], own[channel]) else s
             for a, s in enumerate(source.shape)
@@ -245,129 +281,58 @@ def _matrix(
     return matrix, m.layouts[head]
 
 
-# Sums over channels -------------------------------------------------------------------
+# One head -----------------------------------------------------------------------------
 
 
-def _over_channels(
-    tr: Tracer, x: Value, shape: Shape, size: Size, heads: Axis
-) -> Value:
-    """A sum over the channels of every head: a vector over heads.
+def _multiplied(tr: Tracer, x: Deferred, over: list[int]) -> Headed:
+    """Products of a vector over heads and one over channels, as values for all heads.
 
     Args:
         tr: the tracer.
-        x: the vector, with an axis of size one in the place of heads.
-        shape: the shape of the result, in widths.
-        size: the number of heads.
-        heads: the layout of their axis.
+        x: the products, which no line holds.
+        over: its axes of heads and of channels.
     """
-    axis, channels = shape.index(size), x.axis
-    assert channels is not None
-    if tr.dry:
-        return Value(shape, "vector", None, axis, heads)
-    if len(blocks(heads)) > 1 or blocks(heads)[0].count > 1:
-        raise tr.refuse("The axis of heads is divided")
-    out = tuple(1 if i == axis else int(s) for i, s in enumerate(shape))  # type: ignore
-    sums: list[Linear] = []
-    means: list[Ref] = []
-    for block, leaf in zip(x.blocks(), x.leaves or (), strict=True):
-        assert block is not None
-        if is_zero(leaf):
-            continue
-        full, dim = x.leaf_shape(block), tr.dim(block)
-        line = tr.emit.ref(leaf, full, tr.where, dim)
-        if any(d == size.dim for d in _dims(tr, line)):
-            raise tr.refuse(
-                "A sum over the channels of every head, of what depends on a sum like "
-                "it (attention weights, say), is not Gaussian, and is not covered. It"
-            )
-        inside = dim.over(size.dim)
-        assert inside is not None
-        ratio = inside.ratio(tr.ratios)
-        if _centred(tr, line, dim):
-            places = [len(out), *range(len(out))]
-            places = [*places[1 : channels + 1], places[0], *places[channels + 1 :]]
-            product = MatMul(
-                name="", matrix=tr.emit.emit(channel_sum(size.dim, dim)), letters=(),
-                x=line, maps=tuple(map(AxisMap.identity, places, full)), shape=out,
-                sums=(full[channels],), source=tr.where,
-            )  # fmt: skip
-            sums.append(Linear.of(tr.emit.emit(product), out, ratio**0.5))
-        else:
-            mean = mean_over_width(tr, Linear.of(line, full), full)
-            call = lambda t, r=ratio: r * jnp.sum(t, axis=channels)  # noqa: E731
-            means.append(tr.emit.call(call, [mean], tr.where))
-    if sums and means:
-        raise tr.refuse("A sum over the channels of every head is random in part only")
-    if sums:
-        leaf = combined(sums, out)
-        return Value(shape, "vector", (leaf,), axis, heads, x.power + HALF)
-    leaf = total(tr, means, out) if means else Known(np.zeros(out))
-    return Value(shape, "fixed", (leaf,), axis, heads, x.power + 1)
+    head, _ = sorted(over)
+    size = _size(x.shape, head)
+    heads = tr.fresh(size)
+    for f in (f for term in x.terms for f in term):
+        if f.value.kind not in ("vector", "fixed") or len(f.wide) > 1:
+            raise tr.refuse(x.reason)
+        if f.wide == [head]:
+            tr.unify(heads, f.value.layout)
+    powers = {sum((f.value.power for f in t), Fraction(0)) for t in x.terms}
+    if len(powers) > 1:
+        raise tr.refuse("Products of different orders in the width are added")
+    value = _wide(tr, _extents(x.shape, size), "vector", powers.pop())
+    _check_whole(tr, value)
+    if not tr.dry:
+        parts = [_sum_of_products(tr, t, value, size) for t in x.terms]
+        leaf = combined(parts, value.leaf_shape(None))
+        value = dataclasses.replace(value, leaves=(leaf,))
+    return Headed(x.shape, value, head, heads)
 
 
-def _centred(tr: Tracer, ref: Ref, dim: Dim) -> bool:
-    """Whether a vector has mean zero given what its head shares."""
-    return _linear_in(tr, ref, dim) is not None
-
-
-def _linear_in(tr: Tracer, ref: Ref, dim: Dim) -> set[Ref] | None:
-    """Centred inputs such that a vector is linear in them, given all others, or None."""
-    line, kind = tr.emit.lines[ref], tr.emit.types[ref]
-    assert isinstance(kind, Vector)
-    match line:
-        case MatMul():
-            return {matrix_of(tr.emit.lines, line.matrix)[0]} if kind.dim == dim else None
-        case VecIn():
-            centred = kind.dim == dim and not np.any(getattr(line.mean, "value", line.mean))
-            return {ref} if centred else None
-        case LinComb():
-            parts = [None if t.x is None else _linear_in(tr, t.x, dim) for t in line.terms]
-            return None if None in parts else set().union(*(p for p in parts if p))
-        case Nonlin():
-            for i, x in enumerate(line.xs):
-                if scalar.linear_factor(line.fn, i) is None:
-                    continue
-                found = _linear_in(tr, x, dim)
-                others = set().union(*(_read(tr, y) for j, y in enumerate(line.xs) if j != i))
-                if found is not None and not found & others:
-                    return found
-    return None
-
-
-def _coordinatewise(tr: Tracer, ref: Ref) -> Iterator[Ref]:
-    """The vectors that a vector is a function of, coordinate by coordinate."""
-    todo, seen = [ref], set[Ref]()
-    while todo:
-        r = todo.pop()
-        if r in seen:
-            continue
-        seen.add(r)
-        yield r
-        line = tr.emit.lines[r]
-        if isinstance(line, LinComb):
-            todo += [t.x for t in line.terms if t.x is not None]
-        elif isinstance(line, Nonlin):
-            todo += line.xs
-
-
-def _read(tr: Tracer, ref: Ref) -> set[Ref]:
-    """The matrices and input lines that a vector depends on coordinate by coordinate."""
-    found = set()
-    for r in _coordinatewise(tr, ref):
-        line = tr.emit.lines[r]
-        if isinstance(line, MatMul):
-            found.add(matrix_of(tr.emit.lines, line.matrix)[0])
-        elif isinstance(line, VecIn):
-            found.add(r)
-    return found
-
-
-def _dims(tr: Tracer, ref: Ref) -> Iterable[Dim]:
-    types = (tr.emit.types[r] for r in _coordinatewise(tr, ref))
-    return (t.dim for t in types if isinstance(t, Vector))
-
-
-# One head -----------------------------------------------------------------------------
+def _sum_of_products(
+    tr: Tracer, term: Sequence[Factor], value: Value, size: Size
+) -> Linear:
+    out = value.leaf_shape(None)
+    sizes = {a: s for f in term for a, s in zip(f.labels, f.value.shape, strict=True)}
+    summed = sorted(a for a in sizes if a >= len(out))
+    places = {a: i for i, a in enumerate((*range(len(out)), *summed))}
+    full = (*out, *(finite(sizes[a]) for a in summed))
+    # None of them tells all coordinates apart: the vector of ones does.
+    (block,) = value.blocks()
+    assert block is not None
+    line = VecIn(name="ones", shape=(), dim=tr.dim(block), mean=1.0, std=0.0)
+    parts: list[Leaf] = [Linear((Term(tr.emit.emit(line)),), full)]
+    for f in term:
+        one, labels = _one(tr, f.value, size), f.labels
+        maps = [_position(places[a], s) for a, s in zip(labels, one.shape, strict=True)]
+        parts.append(spread_to(tr, one.leaf, one.leaf_shape(None), maps, full))
+    product = tr.emit.ref(folded(tr, "mul", parts, full), full, tr.where)
+    return Linear(
+        (Term(product, maps=identity_maps(full), sums=full[len(out) :]),), out
+    )
 
 
 def _heads(tr: Tracer, ins: list[Any]) -> tuple[Size, Axis]:
@@ -381,8 +346,11 @@ def _heads(tr: Tracer, ins: list[Any]) -> tuple[Size, Axis]:
             raise tr.refuse(f"Vectors of {size} and of {v.shape[v.axis]} heads meet")
         tr.unify(first.layout, v.layout)
     for v in ins:
-        if isinstance(v, Value) and v.wide and v.shape[v.axis] == size:
-            assert v.layout is not None
+        if (
+            isinstance(v, Value)
+            and v.layout is not None
+            and not _over_channels(v, size)
+        ):
             tr.unify(first.layout, v.layout)
     return size, first.layout
 
@@ -396,28 +364,14 @@ def _one(tr: Tracer, v: Any, size: Size) -> Value:
             return v
         case Value():
             # The same at all coordinates that it does not tell apart.
-            if not tr.dry and (len(v.blocks()) > 1 or v.leaf_shape(v.blocks()[0])[v.axis] > 1):
-                raise tr.refuse("A divided wide axis meets vectors over many heads")
+            _check_whole(tr, v)
             shape = tuple(1 if i == v.axis else s for i, s in enumerate(v.shape))
             return dataclasses.replace(v, shape=shape, axis=None, layout=None)
-        case Deferred(terms=((factor,),)) if factor.value.kind == "fixed" and not factor.wide:
-            return _constant(tr, factor, _extents(v.shape, size))
+        case Deferred(terms=((f,),)) if f.value.kind == "fixed" and not f.wide:
+            sizes = zip(f.labels, f.value.shape, strict=True)
+            value = _wide(tr, _extents(v.shape, size), "fixed", f.value.power)
+            return _at_all(tr, value, f.value, [_position(a, s) for a, s in sizes])
     raise tr.refuse(f"A {v.kind} meets vectors over many heads")
-
-
-def _constant(tr: Tracer, factor: Any, shape: Shape) -> Value:
-    """Fixed numbers along heads and channels."""
-    value = factor.value
-    (axis,) = (i for i, s in enumerate(shape) if isinstance(s, Size))
-    layout = tr.fresh(shape[axis])
-    if tr.dry:
-        return Value(shape, "fixed", None, axis, layout)
-    maps = [_position(a, s) for a, s in zip(factor.labels, value.shape, strict=True)]
-    leaves: list[Leaf] = [
-        spread_to(tr, value.leaf, value.leaf_shape(None), maps, leaf_shape(shape, axis, b))
-        for b in blocks(layout)
-    ]
-    return Value(shape, "fixed", tuple(leaves), axis, layout, value.power)
 
 
 def _stripped(e: Equation, size: Size) -> Equation:
@@ -441,9 +395,9 @@ def _extent(s: Any, size: Size) -> Any:
     return 1 if s == size else s.times(size)
 
 
-def _is_channel(ins: list[Any], pair: tuple[int, int], size: Size) -> bool:
-    """Whether an axis of both operands is that of channels."""
-    return _is_wide(ins, pair) and ins[0].shape[pair[0]] != size
+def _over_channels(v: Value, size: Size) -> bool:
+    """Whether a vector is one over channels, which all heads share."""
+    return v.axis is not None and v.shape[v.axis] != size
 
 
 def _is_wide(ins: list[Any], pair: tuple[int, int]) -> bool:

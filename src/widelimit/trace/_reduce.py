@@ -1,7 +1,7 @@
 """Reductions over index axes and over the width, and cumulative sums."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from ..scalar import Const
 from ._contract import HALF, Letters, mean_over_width, readout, total
 from ._elementwise import folded
 from ._fixed import on_tensors
-from ._sizes import finite, finite_shape
+from ._sizes import Shape, finite, finite_shape
 from ._tracer import Tracer, rule
 from ._values import (
     Data,
@@ -201,12 +201,27 @@ def reduce_other(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     if tr.dry:
         return [dataclasses.replace(x, shape=shape, leaves=None, axis=axis)]
     op = {"reduce_max": "max", "reduce_min": "min", "reduce_prod": "mul"}[e.name]
+    if x.kind == "fixed":
+        whole = {"max": jnp.max, "min": jnp.min, "mul": jnp.prod}[op]
+        return [_of_fixed(tr, x, lambda t: whole(t, axis=axes), shape, axis)]
     assert x.leaves is not None
     leaves = tuple(
         _folded(tr, op, leaf, x.leaf_shape(b), axes, leaf_shape(shape, axis, b))
         for b, leaf in zip(x.blocks(), x.leaves, strict=True)
     )
     return [dataclasses.replace(x, shape=shape, leaves=leaves, axis=axis)]
+
+
+def _of_fixed(
+    tr: Tracer, x: Value, f: Callable[[Any], Any], shape: Shape, axis: int | None
+) -> Value:
+    """A function over index axes of numbers that are the same along the width."""
+    leaves = []
+    for block, leaf in zip(x.blocks(), x.leaves or (), strict=True):
+        ref = tr.emit.data(leaf, x.leaf_shape(block), tr.where)
+        out = leaf_shape(shape, axis, block)
+        leaves.append(Data(tr.emit.call(f, [ref], tr.where), out))
+    return dataclasses.replace(x, shape=shape, leaves=tuple(leaves), axis=axis)
 
 
 def _folded(

@@ -282,27 +282,29 @@ class Tracer:
         if name != "random_bits" and any(isinstance(v, Key) for v in ins):
             return [Key(o.shape) for o in equation.outputs]
         if name not in LOOPS and any(has_heads(v) for v in ins):
-            rule = HEADED[name if name in HEADED else PER_HEAD]
-            return rule(self, equation, ins)
+            return HEADED.get(name, HEADED[PER_HEAD])(self, equation, ins)
         deferred = [v for v in ins if isinstance(v, Deferred)]
         if deferred and name not in LOOPS:
             if name not in DEFERRED:
                 raise self.refuse(f"{deferred[0].reason} by `{name}`")
             return DEFERRED[name](self, equation, ins)
-        if name not in RULES:
-            plain = all(
-                isinstance(v, Value) and v.kind == "fixed" and not v.wide for v in ins
-            )
-            if not plain or any(
-                isinstance(s, Size) for o in equation.outputs for s in o.shape
-            ):
-                raise self.refuse(f"The primitive `{name}` has no rule")
-            if any(v.power != 0 for v in ins):
-                raise self.diverges(
-                    f"The argument of `{name}`", max(v.power for v in ins)
-                )
-            return on_tensors(self, equation, ins, Fraction(0))
-        return RULES[name].apply(self, equation, ins)
+        if name in RULES:
+            return RULES[name].apply(self, equation, ins)
+        return self._without_rule(equation, ins)
+
+    def _without_rule(self, equation: Equation, ins: list[Any]) -> list[Any]:
+        """Any primitive of fixed tensors."""
+        name = equation.name
+        plain = all(
+            isinstance(v, Value) and v.kind == "fixed" and not v.wide for v in ins
+        )
+        if not plain or any(
+            isinstance(s, Size) for o in equation.outputs for s in o.shape
+        ):
+            raise self.refuse(f"The primitive `{name}` has no rule")
+        if any(v.power != 0 for v in ins):
+            raise self.diverges(f"The argument of `{name}`", max(v.power for v in ins))
+        return on_tensors(self, equation, ins, Fraction(0))
 
     def _read(self, atom: Any, env: dict[Var, Any]) -> Any:
         if isinstance(atom, Literal):
@@ -446,7 +448,11 @@ def _without_order(value: Any) -> Any:
 
 def _advice(power: Fraction) -> str:
     if power == Fraction(1, 2):
-        return "Divide by sqrt(n)?"
+        return (
+            "Divide by sqrt(n)? (Logits q.k / sqrt(n) of attention are random; they "
+            "are covered where the number of heads is a width, too: weights of shape "
+            "(heads, n, d) with heads = wl.width('heads').)"
+        )
     return f"Divide by n**{float(power):g}?"
 
 

@@ -27,7 +27,6 @@ from ..program import (
     Vector,
     Writer,
     canonical,
-    channel_sum,
     identity_maps,
     operands,
 )
@@ -92,7 +91,7 @@ class Adjoints:
             shape = self.lead + self.types[ref].shape
             if isinstance(part, Term):
                 part = LinComb(name="", terms=(part,), shape=shape)
-            matrix = self.emit(channel_sum(own, dim))
+            matrix = self.writer.channel_sum(own, dim)
             total = MatMul(
                 name="", matrix=matrix, letters=(), x=self.emit(part),
                 maps=identity_maps(shape), shape=shape,

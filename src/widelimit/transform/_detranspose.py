@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from .._errors import UnsupportedError
 from ..program import (
     AxisMap,
     Elementwise,
@@ -31,6 +32,7 @@ from ..program import (
     Map,
     MatIn,
     MatMul,
+    Matrix,
     Nonlin,
     Ref,
     Regression,
@@ -39,14 +41,18 @@ from ..program import (
     Term,
     Transpose,
     Vector,
+    at,
     check_ratios,
     compose,
+    coordinatewise,
     identity_maps,
+    is_channel_sum,
     matrix_of,
     operands,
     renumber,
 )
 from ..scalar import Arg, Const, call
+from ._adjoints import wide
 from ._drop_dead import drop_dead
 from ._emitter import Emitter
 from ._parity import Parities
@@ -190,10 +196,11 @@ class _Detransposition:
         product = renumber(line, self._place)
         assert isinstance(product, MatMul)
         roots = self._products.get((base, not transposed), [])
+        self._check_heads(line, [self._origin[r] for r in roots])
         roots = [r for r in roots if not self._is_independent(line.x, r)]
         dots = self._dot(product, roots)
         terms = _merged([t for found in dots.values() for t in found])
-        if terms:
+        if terms and not self._is_smaller(line):
             self._dots[old] = {self._origin[r]: found for r, found in dots.items()}
             hat = self._hats[old] = self._emit.add(product, f"{line.name}_hat")
             own = Term(hat, maps=identity_maps(line.shape))
@@ -210,6 +217,51 @@ class _Detransposition:
             known.append(hat)
             self._origin[hat] = old
         return ref
+
+    def _check_heads(self, line: MatMul, roots: Sequence[Ref]) -> None:
+        """Refuse derivatives that differ from head to head, multiplied by channels.
+
+        Their mean over heads is random by 1 / sqrt(heads), which the number of
+        channels makes no small part of the product.
+        """
+        lines = self._old.lines
+        reads = coordinatewise(lines, line.x)
+        own = wide(self._old, line.x).dim
+        if own.order == 1 or reads.isdisjoint(roots):
+            return
+        for r in reads:
+            if wide(self._old, r).dim != own or self._is_spread(r):
+                raise UnsupportedError(
+                    f"The matrix of `{line.name}` and its transpose are used around "
+                    f"`{lines[r].name}`, which differs from head to head, as attention "
+                    f"weights do: that is not covered.{at(line.source)}"
+                )
+
+    def _is_smaller(self, line: MatMul) -> bool:
+        """Whether all of dotZ is of a lower order than hatZ, by sqrt(cols / rows).
+
+        Raises:
+            UnsupportedError: it is of a higher order.
+        """
+        matrix = self._old.types[line.matrix]
+        assert isinstance(matrix, Matrix)
+        if matrix.rows.order < matrix.cols.order:
+            base, _ = matrix_of(self._old.lines, line.matrix)
+            raise UnsupportedError(
+                f"`{self._old.lines[base].name}` is used with its transpose, and the "
+                f"two uses are not independent: `{line.name}` grows with the number of "
+                f"heads.{at(line.source)}"
+            )
+        return matrix.rows.order > matrix.cols.order
+
+    def _is_spread(self, ref: Ref) -> bool:
+        """Whether it stands for a vector over heads, repeated over their channels."""
+        line = self._old.lines[ref]
+        if not isinstance(line, MatMul):
+            return False
+        base, transposed = matrix_of(self._old.lines, line.matrix)
+        m = self._old.lines[base]
+        return transposed and is_channel_sum(m)
 
     def _is_independent(self, x: Ref, root: Ref) -> bool:
         """Whether the mean derivative of an old line along a root is zero by symmetry.

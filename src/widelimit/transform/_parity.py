@@ -21,6 +21,7 @@ from ..program import (
     TensorProgram,
     Transpose,
     VecIn,
+    is_channel_sum,
 )
 from ..scalar import Arg, Call, Const, Expr
 
@@ -78,6 +79,8 @@ class Parities:
                     bit = self._bit(name)
                     centred = isinstance(mean, float | int) and mean == 0.0
                     parity = Parity(bit, 0) if centred else Parity(0, bit)
+                case MatIn() if is_channel_sum(line):
+                    parity = EVEN  # a sum has no sign that could be another
                 case MatIn(name=name):
                     parity = Parity(self._bit(name), 0)
                 case Transpose(matrix=matrix):

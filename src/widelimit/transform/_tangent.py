@@ -85,7 +85,8 @@ class Tangents:
             r = stack.pop()
             if r >= root and r not in needed and (r, root) not in self._known:
                 needed.add(r)
-                stack += operands(self._emit.lines[r])
+                if isinstance(self._emit.lines[r], LinComb | Nonlin):
+                    stack += operands(self._emit.lines[r])
         return sorted(needed)
 
     def _now(self, ref: Ref, root: Ref) -> Derivative:
@@ -273,7 +274,7 @@ class Tangents:
             for b in inner:
                 groups.setdefault((b.root, b.term.sums), []).append((slope, b.term))
         name = f"d{line.name}_d{self._emit.name(root)}"
-        for (at, sums), parts in groups.items():
+        for (place, sums), parts in groups.items():
             if len(parts) == 1:
                 # Alone, its coefficients may stay outside: fewer letters inside.
                 ((slope, term),) = parts
@@ -284,7 +285,7 @@ class Tangents:
                 )
             else:
                 value = self._product(line, parts, sums, name)
-            found.append(Branch(at, value))
+            found.append(Branch(place, value))
         return self._compact(found, self._emit.shape(line.xs[0]), name)
 
     def _slope(self, line: Nonlin, i: int) -> Expr | NoFunction:
