@@ -10,7 +10,7 @@ import numpy as np
 
 from ._errors import InputError
 from ._jax import Graph, is_concrete
-from ._small import WIDTHS, in_precision, small_network, small_widths
+from ._small import in_precision, small_network, small_scales, small_widths
 from .trace import trace_at
 
 
@@ -26,7 +26,7 @@ def coupled(f: Callable[..., Any], params: Any, x: Any) -> bool:
         InputError: it cannot be found out, as the network runs at no small width.
     """
     inputs, problem = _three_inputs(x), None
-    for width, dtype in itertools.product(WIDTHS, _dtypes(x)):
+    for width, dtype in itertools.product(small_scales(params), _dtypes(x)):
         try:
             # Now, even where the caller is being traced: only structure is asked.
             with jax.ensure_compile_time_eval():
@@ -37,8 +37,8 @@ def coupled(f: Callable[..., Any], params: Any, x: Any) -> bool:
         return False  # the compiler meets the same failure, and says where it is
     raise InputError(
         "Whether the inputs of a batch interact is found out by running the network at "
-        f"widths {', '.join(map(str, WIDTHS))}, and it fails at all of them; first: "
-        f"{problem}"
+        f"widths {', '.join(map(str, small_scales(params)))}, and it fails at all of "
+        f"them; first: {problem}"
     ) from problem
 
 

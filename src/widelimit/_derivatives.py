@@ -14,7 +14,7 @@ import numpy as np
 
 from . import scalar
 from ._jax import Equation, Graph, Literal, enable_x64, evaluate, trace
-from ._small import WIDTHS, small_network, small_widths
+from ._small import small_network, small_scales, small_widths
 
 _CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
@@ -34,7 +34,7 @@ def replaced_derivatives(f: Callable[..., Any], params: Any, x: Any) -> tuple[st
         return rng.standard_normal(a.shape) if floating else np.zeros(a.shape, a.dtype)
 
     x = jax.tree.map(data, x)
-    for width in WIDTHS:
+    for width in small_scales(params):
         try:
             with jax.ensure_compile_time_eval(), enable_x64():
                 return _replaced(f, params, x, small_widths(params, width))

@@ -14,6 +14,9 @@ from .trace import Constant, Normal, trial_shape, widths_are, widths_in
 # Divisible by the usual numbers of heads and groups; the last by all up to ten.
 WIDTHS = (48, 192, 960, 5040)
 
+# Weights with an axis of heads are cubes of the width.
+_MOST_NUMBERS = 2**29
+
 
 def small_network(
     f: Callable[..., Any], params: Any, widths: Mapping[str, int], dtype: Any
@@ -35,9 +38,7 @@ def small_network(
             return np.broadcast_to(value, trial_shape(p.shape, widths)).astype(dtype)
         return in_precision(p if is_concrete(p) else np.ones(p.shape, p.dtype), dtype)
 
-    theta = jax.tree.map(
-        draw, params, is_leaf=lambda p: isinstance(p, Normal | Constant)
-    )
+    theta = jax.tree.map(draw, params, is_leaf=_is_declared)
 
     def run(theta: Any, x: Any) -> Any:
         with widths_are(widths):
@@ -50,6 +51,26 @@ def in_precision(a: Any, dtype: Any) -> Any:
     """An array of another floating type, if of one; labels and keys are left alone."""
     floating = hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.floating)
     return np.asarray(a).astype(dtype) if floating else a
+
+
+def small_scales(params: Any) -> list[int]:
+    """The common scales to try: `WIDTHS`, as far as parameters stay small arrays."""
+
+    def is_small(scale: int) -> bool:
+        widths = small_widths(params, scale)
+        shapes = (trial_shape(p.shape, widths) for p in _declared(params))
+        return sum(map(math.prod, shapes)) <= _MOST_NUMBERS
+
+    return [scale for scale in WIDTHS if scale == WIDTHS[0] or is_small(scale)]
+
+
+def _declared(params: Any) -> list[Normal | Constant]:
+    leaves = jax.tree.leaves(params, is_leaf=_is_declared)
+    return [p for p in leaves if _is_declared(p)]
+
+
+def _is_declared(p: Any) -> bool:
+    return isinstance(p, Normal | Constant)
 
 
 def small_widths(params: Any, scale: int) -> dict[str, int]:

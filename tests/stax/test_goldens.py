@@ -32,8 +32,6 @@ FUNCTIONS = {
     "exp_decay": lambda d: jnp.exp(-d),
     "inv_decay": lambda d: 1.0 / (1.0 + d),
 }
-# Logits of order 1 are random in the limit: the next version.
-LATER = ()
 FAST = ("std_erf_mixed_ntk", "faninconcat_widths")
 FAMILY = ("Relu", "ABRelu", "LeakyRelu", "Abs", "Sign", "RectifiedMonomial")
 
@@ -84,9 +82,7 @@ def kernels(name: str) -> Any:
     )
 
 
-@pytest.mark.parametrize(
-    "name", slow_except([n for n in NETWORKS if n not in LATER], FAST)
-)
+@pytest.mark.parametrize("name", slow_except(NETWORKS, FAST))
 def test_kernels_are_those_of_the_peer(name: str) -> None:
     found, n = kernels(name)
     # On its own diagonal the peer has half of the digits where a function has a kink.

@@ -196,6 +196,22 @@ NETWORKS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         SEQUENCE,
         {},
     ),
+    "attention with random weights": (
+        [
+            stax.Dense(WIDTH),
+            stax.GlobalSelfAttention(
+                WIDTH,
+                WIDTH,
+                WIDTH,
+                WIDTH // 4,
+                linear_scaling=False,
+                b_std=0.2,
+                attention_mechanism="RELU",
+            ),
+        ],
+        SEQUENCE[:, :3],
+        {},
+    ),
     "repeated": (
         [Dense(), stax.repeat(stax.serial(stax.Erf(), Dense()), 3)],
         FLAT,

@@ -18,6 +18,7 @@ Lines refer to each other by position in the program. Nothing here computes.
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -102,11 +103,9 @@ class Dim:
         """The dimension that times another one is this one, or None."""
         (a, c), *_ = other.terms
         for name, d in self.terms:
-            rest = _names(name)
-            if len(rest) > 1 and set(_names(a)) <= set(rest):
-                for w in _names(a):
-                    rest.remove(w)
-                found = Dim((("*".join(rest), d / c),))
+            rest = Counter(_names(name)) - Counter(_names(a))
+            if rest:
+                found = Dim((("*".join(sorted(rest.elements())), d / c),))
                 if found * other == self:
                     return found
         return None

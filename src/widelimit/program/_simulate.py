@@ -119,7 +119,7 @@ def _check_widths(program: TensorProgram, widths: Mapping[str, int]) -> dict[str
             )
     for line, t in zip(program.lines, program.types, strict=True):
         for dim in dims(t):
-            missing = [name for name, _ in dim.terms if name not in sizes]
+            missing = sorted(dim.widths - sizes.keys())
             if missing:
                 raise InputError(
                     f"No number is given for the width `{missing[0]}` of line "

@@ -90,7 +90,8 @@ def GlobalSelfAttention(
         n_heads: the number of heads.
         linear_scaling: whether Q K^T is divided by `n_chan_key`, with the weights of
             the queries those of the keys; its limit is then not random. Otherwise by
-            the root of `n_chan_key`, with weights of their own.
+            the root of `n_chan_key`, with weights of their own; the limit is that of
+            infinitely many heads.
         W_key_std: standard deviation of the weights of the keys, times the square root
             of the fan-in; only its product with `W_query_std` matters.
         W_value_std: that of the values.
