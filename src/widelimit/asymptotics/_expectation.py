@@ -208,6 +208,52 @@ class _Moments:
                 self._cov[key] = materialise(total, self._engine.letters, self._letters)
         return self._cov[key]
 
+    def check_exists(
+        self,
+        functions: Sequence[Expr],
+        numbers: Sequence[int],
+        means: Sequence[Any],
+        cov: Sequence[Sequence[Any]],
+        params: Sequence[Any],
+    ) -> None:
+        """Refuse an expectation of functions of some leaves that does not exist."""
+
+        def where(i: int) -> str:
+            line = self._engine.line(self._views[numbers[i]])
+            return f"line `{line.name}`{_at(line.source)}"
+
+        gaussian.check_exists(
+            functions,
+            means,
+            cov,
+            params,
+            lambda i: self._size(numbers[i]),
+            where,
+        )
+
+    def _size(self, i: int) -> Any:
+        """The variance of leaf i before what cancels in it has cancelled."""
+        engine, view, total = self._engine, self._views[i], 0.0
+        line = engine.line(view)
+        if not isinstance(line, LinComb):
+            return self.cov(i, i)
+        for coefficients, sums, inner in engine.terms(view, line):
+            if inner is not None:
+                out = (*self._letters, *sums)
+                variance, scale = (
+                    materialise(one, engine.letters, out)
+                    for one in (engine.cov(inner, inner), (Product(coefficients),))
+                )
+                if variance is not None:
+                    part = jnp.abs(scale) * jnp.sqrt(jnp.maximum(variance, 0.0))
+                    sizes = (engine.letters.sizes[a] for a in sums)
+                    part = jnp.broadcast_to(
+                        part, (*part.shape[: len(self._letters)], *sizes)
+                    )
+                    last = tuple(range(len(self._letters), part.ndim))
+                    total = total + jnp.sum(part, axis=last)
+        return total**2
+
     def _at_points(self, i: int, j: int) -> Any:
         """A covariance that is an entry of that of two whole families of lines."""
         u, v = self._views[i], self._views[j]
@@ -272,6 +318,7 @@ def _group(
     zero = jnp.zeros((1,) * len(letters), engine.dtype)
     for i in range(len(numbers)):
         cov[i][i] = zero if cov[i][i] is None else cov[i][i]
+    moments.check_exists(functions, numbers, means, cov, params)
     route = gaussian.route(functions, len(numbers))
     exact = gaussian.is_exact(functions, len(numbers))
     if engine.draws is not None and not exact:

@@ -1,0 +1,216 @@
+"""Whether an expectation exists where a quadratic form is divided by.
+
+Where q = |w|^2 depends on r independent Gaussian variables, the density of |w| goes to
+zero like |w|^(r - 1). A function that grows like |w|^-a there has an expectation if and
+only if a < r. That of what batch normalisation divides by has r = batch - 1 different
+inputs, and its derivative, squared, has a = 2.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from .._errors import NoLimitError
+from .._jax import enable_x64, is_concrete
+from ..scalar import Call, Const, Expr, evaluate
+from ._factors import multiply
+from ._gated import ZERO, Quadratic, inverse_of
+
+Array = Any
+
+_ENTRIES = 8
+"""How many entries of an array of expectations are looked at."""
+_DIRECTIONS = 32
+_OCTAVES = 8
+_SMALL = 2.0**-6
+_ROUNDING = 1e-9
+"""Functions that cancel to this are zero."""
+_UNSURE = 0.1
+"""Of an exponent that is measured; those that occur are multiples of 1/2 or so."""
+
+
+@functools.lru_cache(maxsize=4096)
+def divided_by(factors: tuple[Expr, ...], d: int) -> tuple[Quadratic, ...]:
+    """The quadratic forms of `d` leaves, zero somewhere, that the factors divide by."""
+    found: dict[Quadratic, None] = {}
+    seen: set[Expr] = set()
+    for f in factors:
+        for below in _divisors(f, seen):
+            found |= dict.fromkeys(inverse_of(below, d))
+    return tuple(q for q in found if q.constant == ZERO)
+
+
+def _divisors(e: Expr, seen: set[Expr]) -> Iterator[Expr]:
+    """What is divided by anywhere in an expression."""
+    if not isinstance(e, Call) or e in seen:
+        return
+    seen.add(e)
+    match e:
+        case Call("div", (_, y)):
+            yield y
+        case Call("rsqrt", (x,)):
+            yield x
+        case Call("pow", (x, Const(n))) if n < 0:
+            yield x
+    for a in e.args:
+        yield from _divisors(a, seen)
+
+
+def check_exists(
+    factors: Sequence[Expr],
+    means: Sequence[Array | None],
+    cov: Sequence[Sequence[Array | None]],
+    params: Sequence[Array],
+    sizes: Callable[[int], Array],
+    where: Callable[[int], str],
+) -> None:
+    """Refuse the expectation of a product of functions if it does not exist.
+
+    Traced numbers are not known here, and pass. Some entries are looked at.
+
+    Args:
+        factors: as for `expect`.
+        means: the same.
+        cov: the same.
+        params: the same.
+        sizes: of a leaf, the variance before what cancels in it has cancelled.
+        where: of a leaf, how to call it in a message.
+
+    Raises:
+        NoLimitError: it does not exist.
+    """
+    d = len(means)
+    forms = divided_by(tuple(factors), d)
+    known = (*means, *(c for row in cov for c in row), *params)
+    if not forms or not all(is_concrete(z) for z in known if z is not None):
+        return
+    picked = _picker([z for z in known if z is not None])
+    kinds = [z.dtype for z in known if np.ndim(z) and np.issubdtype(z.dtype, np.floating)]
+    eps = max((float(np.finfo(kind).eps) for kind in kinds), default=2.0**-52)
+    m = np.stack([picked(z) for z in means], axis=-1)
+    k = np.stack([np.stack([picked(c) for c in row], -1) for row in cov], axis=-2)
+    p = [picked(z) for z in params]
+    size = np.stack([picked(sizes(i)) for i in range(d)], axis=-1)
+    some = [(q,) for q in forms]
+    # Two batches may be zero together at one place.
+    some += itertools.combinations(forms, 2) if len(forms) <= 4 else []
+    whole = multiply(factors)
+    for together in some:
+        root = np.concatenate([_placed(q, d) for q in together], axis=1)
+        for i in range(len(m)):
+            law = _Degenerate(m[i], k[i], size[i], root, 16.0 * eps * math.sqrt(d))
+            grows = law.exponent(whole, [z[i] for z in p])
+            if grows is not None and grows > law.rank - _UNSURE:
+                leaf = together[0].leaves[0]
+                raise NoLimitError(_message(where(leaf), root, law.rank, grows))
+
+
+def _message(where: str, root: np.ndarray, rank: int, grows: float) -> str:
+    count = np.count_nonzero(np.any(root, axis=1))
+    what = (
+        f"A network divides by the size of a vector of {count} entries, {where}, "
+        f"which has {rank} independent ones"
+    )
+    if rank == 0:
+        return (
+            f"{what}: it is zero. Is it a batch of one input, or of equal ones? Give "
+            "more different inputs, or add a positive number to what is divided by."
+        )
+    return (
+        f"{what}: an expectation of its power {-grows:.2g} is infinite, and exists from "
+        f"{math.floor(grows + _UNSURE) + 1} on. Give a larger batch, of more different "
+        "inputs, or add a positive number to what is divided by."
+    )
+
+
+class _Degenerate:
+    """A Gaussian law near the place where w = F^T z is zero.
+
+    Args:
+        mean: of z.
+        cov: of z.
+        size: the variances of z before what cancels in them has cancelled.
+        root: F.
+        tolerance: variances below this part of their size are rounding.
+    """
+
+    def __init__(
+        self,
+        mean: np.ndarray,
+        cov: np.ndarray,
+        size: np.ndarray,
+        root: np.ndarray,
+        tolerance: float,
+    ) -> None:
+        lowest = tolerance * float(np.max(size, initial=0.0))
+        values, vectors = np.linalg.eigh(cov)
+        self._mean = mean
+        self._factor = vectors * np.sqrt(np.where(values > lowest, values, 0.0))
+        a = root.T @ self._factor
+        left, s, right = np.linalg.svd(a)
+        self.rank = int(np.sum(s**2 > lowest * np.sum(root**2)))
+        self._right = right[: self.rank].T
+        shift = root.T @ mean
+        self._start = -self._right @ (left[:, : self.rank].T @ shift / s[: self.rank])
+        off = shift + a @ self._start
+        self._meets = float(off @ off) <= lowest * float(np.sum(root**2))
+
+    def exponent(self, f: Expr, params: Sequence[float]) -> float | None:
+        """The a that |f| grows with like |w|^-a; None where w is never zero."""
+        if not self._meets:
+            return None
+        if self.rank == 0:
+            return math.inf
+        rng = np.random.default_rng(0)
+        along = rng.standard_normal((_DIRECTIONS, self.rank)) @ self._right.T
+        rest = rng.standard_normal((_DIRECTIONS, len(self._mean)))
+        rest -= rest @ self._right @ self._right.T
+        near, nearer = (
+            self._sizes(f, self._start + rest + step * along, params)
+            for step in (_SMALL, _SMALL * 2.0**-_OCTAVES)
+        )
+        both = np.isfinite(near) & np.isfinite(nearer)
+        one, two = float(np.sum(near[both])), float(np.sum(nearer[both]))
+        if not two:
+            return -math.inf
+        grows = math.log2(two / one) / _OCTAVES if one else math.inf
+        # What cancels leaves rounding, which grows too.
+        lost = two * (_SMALL * 2.0**-_OCTAVES) ** max(grows, 0.0) < _ROUNDING
+        return -math.inf if lost else grows
+
+    def _sizes(self, f: Expr, xi: np.ndarray, params: Sequence[float]) -> np.ndarray:
+        z = self._mean + xi @ self._factor.T
+        with (
+            jax.ensure_compile_time_eval(),
+            enable_x64(),
+            np.errstate(all="ignore"),
+        ):
+            values = np.asarray(evaluate(f, [*z.T, *params]), np.float64)
+        return np.abs(np.broadcast_to(values, len(xi)))
+
+
+def _placed(q: Quadratic, d: int) -> np.ndarray:
+    root = q.root()
+    out = np.zeros((d, root.shape[1]))
+    out[list(q.leaves)] = root
+    return out
+
+
+def _picker(known: Sequence[Array]) -> Callable[[Array | None], np.ndarray]:
+    """What takes the entries that are looked at out of an array."""
+    shape = np.broadcast_shapes(*(np.shape(z) for z in known))
+    count = math.prod(shape)
+    flat = np.unique(np.linspace(0, count - 1, min(count, _ENTRIES)).astype(int))
+    at = np.unravel_index(flat, shape)
+
+    def picked(z: Array | None) -> np.ndarray:
+        if z is None:
+            return np.zeros(len(flat))
+        return np.broadcast_to(np.asarray(z, np.float64), shape)[at]
+
+    return picked
