@@ -264,14 +264,21 @@ class Limit:
         x1, x2, batch = self._checked(x1, x2, what)
         dtype = _dtype(x1)
         x1, x2 = _cast(x1, dtype), None if x2 is None else _cast(x2, dtype)
+        by_formulas = batch and all(map(is_concrete, jax.tree.leaves((x1, x2))))
+        if not by_formulas:
+            self._sampled.check_exists(x1, x2, dtype, what)
         try:
             if not batch:
-                return self._by_pairs(x1, x2, progress, what, diagonal)
+                found = self._by_pairs(x1, x2, progress, what, diagonal)
+                return _checked_numbers(found)
             question, inputs = self._sampled.question(x1, x2, dtype, what)
             found = question.formulas(inputs)
         except NeedsDraws:
+            if by_formulas:
+                self._sampled.check_exists(x1, x2, dtype, what)
             take = self._sampled.means if precise else self._sampled.kernels
             found = take(x1, x2, dtype, what)
+        found = _checked_numbers(found)
         return jax.tree.map(_equal_inputs, found) if diagonal else found
 
     def _checked(
@@ -448,6 +455,7 @@ class Limit:
                 data = self._checked(x1, x2, {"nngp"} & set(what))[:2]
                 dtype = np.dtype(float)
                 first, second = (None if x is None else _cast(x, dtype) for x in data)
+                self._sampled.check_exists(first, second, dtype, what)
                 question, inputs = self._sampled.question(first, second, dtype, what)
                 return estimates(question, inputs, samples, rtol, seed, progress, route)
 
@@ -823,6 +831,19 @@ def _check_axes(x1: Any, x2: Any) -> None:
             f"`x2` has shape {_shapes(x2)} and `x1` has shape {_shapes(x1)}: both hold "
             "inputs along the first axis, with the same axes after it."
         )
+
+
+def _checked_numbers(found: dict[str, Any]) -> dict[str, Any]:
+    """Kernels none of which is NaN, as far as they are not traced."""
+    for name, k in found.items():
+        if is_concrete(k) and bool(jnp.isnan(k).any()):
+            at = tuple(int(i) for i in np.argwhere(np.isnan(np.asarray(k)))[0])
+            raise NoLimitError(
+                f"The kernel `{name}` is NaN at {at}: an expectation in it does not "
+                "exist for these inputs. Is a function undefined there, or something "
+                "divided by what is zero, as in normalising equal inputs?"
+            )
+    return found
 
 
 def _equal_inputs(k: Any) -> Any:

@@ -4,6 +4,7 @@ What has to be drawn is found by asking on abstract numbers: where an expectatio
 formula its families are drawn, and the question is asked again.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._errors import UnsupportedError
 from ..gaussian import Accuracy, Estimate, sobol_normal
 from ..program import TensorProgram
 from ._draws import (
@@ -96,6 +98,21 @@ class Question:
             NeedsDraws: an expectation is over many, and has no formula.
         """
         return self._ask(self.engine(inputs, PAIRS))
+
+    def check_exists(self, inputs: Inputs) -> None:
+        """Refuse what needs an expectation that does not exist, at no great cost.
+
+        Formulas see that themselves for numbers that are not traced; samples do not.
+
+        Raises:
+            NoLimitError: one does not.
+        """
+        sides = [Side(p, i) for p, i in zip(self._programs, inputs, strict=True)]
+        with jax.ensure_compile_time_eval():
+            engine = Engine(sides, dtype=self._dtype, is_rough=True)
+            # What is too large for formulas is not looked at.
+            with contextlib.suppress(UnsupportedError):
+                self._ask(engine)
 
     def plan(self, inputs: Inputs, everything: bool = False) -> Plan:
         """What has to be drawn, found on abstract numbers.

@@ -319,6 +319,8 @@ def _group(
     for i in range(len(numbers)):
         cov[i][i] = zero if cov[i][i] is None else cov[i][i]
     moments.check_exists(functions, numbers, means, cov, params)
+    if engine.is_rough:
+        return gaussian.rough_mean(functions, means, cov, params)
     route = gaussian.route(functions, len(numbers))
     exact = gaussian.is_exact(functions, len(numbers))
     if engine.draws is not None and not exact:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .._errors import NoLimitError
@@ -26,6 +27,7 @@ Array = Any
 _ENTRIES = 8
 """How many entries of an array of expectations are looked at."""
 _DIRECTIONS = 32
+_ROUGH = 64
 _OCTAVES = 8
 _SMALL = 2.0**-6
 _ROUNDING = 1e-9
@@ -90,8 +92,8 @@ def check_exists(
     if not forms or not all(is_concrete(z) for z in known if z is not None):
         return
     picked = _picker([z for z in known if z is not None])
-    kinds = [z.dtype for z in known if np.ndim(z) and np.issubdtype(z.dtype, np.floating)]
-    eps = max((float(np.finfo(kind).eps) for kind in kinds), default=2.0**-52)
+    kinds = {z.dtype for z in known if hasattr(z, "dtype")}
+    eps = max((float(jnp.finfo(t).eps) for t in kinds if _is_float(t)), default=2**-52)
     m = np.stack([picked(z) for z in means], axis=-1)
     k = np.stack([np.stack([picked(c) for c in row], -1) for row in cov], axis=-2)
     p = [picked(z) for z in params]
@@ -113,8 +115,8 @@ def check_exists(
 def _message(where: str, root: np.ndarray, rank: int, grows: float) -> str:
     count = np.count_nonzero(np.any(root, axis=1))
     what = (
-        f"A network divides by the size of a vector of {count} entries, {where}, "
-        f"which has {rank} independent ones"
+        f"The network divides by the size of {count} Gaussian variables, {where}, of "
+        f"which {rank} {'is' if rank == 1 else 'are'} independent"
     )
     if rank == 0:
         return (
@@ -122,9 +124,9 @@ def _message(where: str, root: np.ndarray, rank: int, grows: float) -> str:
             "more different inputs, or add a positive number to what is divided by."
         )
     return (
-        f"{what}: an expectation of its power {-grows:.2g} is infinite, and exists from "
-        f"{math.floor(grows + _UNSURE) + 1} on. Give a larger batch, of more different "
-        "inputs, or add a positive number to what is divided by."
+        f"{what}, and an expectation of its power {-grows:.2g} does not exist: there "
+        f"should be at least {math.floor(grows + _UNSURE) + 1}. Give a larger batch, of "
+        "more different inputs, or add a positive number to what is divided by."
     )
 
 
@@ -185,12 +187,7 @@ class _Degenerate:
 
     def _sizes(self, f: Expr, xi: np.ndarray, params: Sequence[float]) -> np.ndarray:
         z = self._mean + xi @ self._factor.T
-        with (
-            jax.ensure_compile_time_eval(),
-            enable_x64(),
-            np.errstate(all="ignore"),
-        ):
-            values = np.asarray(evaluate(f, [*z.T, *params]), np.float64)
+        values = _on_host(f, [*z.T, *params])
         return np.abs(np.broadcast_to(values, len(xi)))
 
 
@@ -201,9 +198,13 @@ def _placed(q: Quadratic, d: int) -> np.ndarray:
     return out
 
 
+def _is_float(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.floating))
+
+
 def _picker(known: Sequence[Array]) -> Callable[[Array | None], np.ndarray]:
     """What takes the entries that are looked at out of an array."""
-    shape = np.broadcast_shapes(*(np.shape(z) for z in known))
+    shape = np.broadcast_shapes((1,), *(np.shape(z) for z in known))
     count = math.prod(shape)
     flat = np.unique(np.linspace(0, count - 1, min(count, _ENTRIES)).astype(int))
     at = np.unravel_index(flat, shape)
@@ -214,3 +215,36 @@ def _picker(known: Sequence[Array]) -> Callable[[Array | None], np.ndarray]:
         return np.broadcast_to(np.asarray(z, np.float64), shape)[at]
 
     return picked
+
+
+def rough_mean(
+    factors: Sequence[Expr],
+    means: Sequence[Array | None],
+    cov: Sequence[Sequence[Array | None]],
+    params: Sequence[Array],
+) -> np.ndarray:
+    """The expectation to a few digits, of numbers that are concrete, at once.
+
+    What it is used for are the ranks of covariances that are computed from it.
+    """
+    d = len(means)
+    known = [z for z in (*means, *(c for row in cov for c in row), *params)]
+    shape = np.broadcast_shapes(*(np.shape(z) for z in known if z is not None))
+
+    def full(z: Array | None) -> np.ndarray:
+        return np.broadcast_to(np.asarray(0.0 if z is None else z, np.float64), shape)
+
+    m = np.stack([full(z) for z in means], axis=-1)
+    k = np.stack([np.stack([full(c) for c in row], -1) for row in cov], axis=-2)
+    values, vectors = np.linalg.eigh(k)
+    factor = vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :]
+    points = np.random.default_rng(1).standard_normal((_ROUGH, d))
+    z = m[..., None, :] + points @ np.swapaxes(factor, -1, -2)
+    given = [full(p)[..., None] for p in params]
+    found = _on_host(multiply(factors), [*np.moveaxis(z, -1, 0), *given])
+    return np.mean(np.broadcast_to(found, z.shape[:-1]), axis=-1)
+
+
+def _on_host(f: Expr, args: Sequence[Any]) -> np.ndarray:
+    with jax.ensure_compile_time_eval(), enable_x64(), np.errstate(all="ignore"):
+        return np.asarray(evaluate(f, list(args)), np.float64)
