@@ -193,7 +193,8 @@ class Limit:
             Zeros, with a warning, when the output vanishes in the limit.
 
         Raises:
-            NoLimitError: the output diverges; the message has its power of n.
+            NoLimitError: the output diverges; the message has its power of n. Or an
+                expectation does not exist, as in normalising equal inputs.
             InputError: data that are not finite, empty, or out of range.
             ShapeMismatchError: `f` cannot take inputs of this shape.
         """
@@ -217,6 +218,11 @@ class Limit:
         respect to the arrays as `f` receives them, or to the variables underneath that
         a parameterisation has: see `wl.normal`. Differentiable like `nngp`.
 
+        The theorems need polynomially bounded derivatives. That of normalising a vector
+        of neurons, as batch normalisation without epsilon does, is infinite at zero: the
+        kernel is what they would give. `explain(x).hypotheses` says so, and
+        `check(x, ntk=True)` compares it with real networks.
+
         Args:
             x1: N1 inputs, as for `nngp`.
             x2: N2 inputs, or None for `x1`.
@@ -228,7 +234,8 @@ class Limit:
             or a dict of such arrays.
 
         Raises:
-            NoLimitError: the output or a part of the kernel diverges.
+            NoLimitError: the output or a part of the kernel diverges; or an expectation
+                does not exist, as in normalising 3 inputs or fewer without epsilon.
             InputError: nothing is trained, or as for `nngp`.
             UnsupportedError: a function has no derivative among the known operations;
                 a trained parameter of finite shape does not enter linearly.
