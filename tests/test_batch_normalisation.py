@@ -213,7 +213,7 @@ def test_two_batches(rows: tuple[int, int], eps: float) -> None:
     assert_means(whole, z)
 
 
-# ----------------------------------------------------------------------------- positions
+# ---------------------------------------------------------------------------- positions
 def patches(x: np.ndarray) -> np.ndarray:
     """What a filter of three positions reads at each of them: (N, H, 3 C)."""
     padded = np.pad(x, ((0, 0), (1, 1), (0, 0)))

@@ -218,10 +218,10 @@ class Limit:
         respect to the arrays as `f` receives them, or to the variables underneath that
         a parameterisation has: see `wl.normal`. Differentiable like `nngp`.
 
-        The theorems need polynomially bounded derivatives. That of normalising a vector
-        of neurons, as batch normalisation without epsilon does, is infinite at zero: the
-        kernel is what they would give. `explain(x).hypotheses` says so, and
-        `check(x, ntk=True)` compares it with real networks.
+        The theorems need polynomially bounded derivatives. That of batch normalisation
+        without epsilon is infinite at zero: the kernel is what they would give. Then
+        `explain(x).hypotheses` says so, and `check(x, ntk=True)` compares it with real
+        networks.
 
         Args:
             x1: N1 inputs, as for `nngp`.

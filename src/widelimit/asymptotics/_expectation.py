@@ -13,8 +13,9 @@ not the expansion of a polynomial. Everything here is given the draws, if there 
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -319,21 +320,34 @@ def _group(
     for i in range(len(numbers)):
         cov[i][i] = zero if cov[i][i] is None else cov[i][i]
     moments.check_exists(functions, numbers, means, cov, params)
+    families = functools.partial(moments.families, numbers)
+    return _value(engine, functions, (means, cov, params), families, sampled)
+
+
+def _value(
+    engine: "Engine",
+    functions: Sequence[Expr],
+    law: tuple[Sequence[Any], Sequence[Sequence[Any]], Sequence[Any]],
+    families: Callable[[], frozenset[Family]],
+    sampled: bool,
+) -> Any:
+    """The expectation of a product of functions, whose parameters may be samples."""
+    (means, cov, params), count = law, len(law[0])
     if engine.is_rough:
         return gaussian.rough_mean(functions, means, cov, params)
-    route = gaussian.route(functions, len(numbers))
-    exact = gaussian.is_exact(functions, len(numbers))
+    route = gaussian.route(functions, count)
+    exact = gaussian.is_exact(functions, count)
     if engine.draws is not None and not exact:
         # One number for every sample is no better found than by a sample of it.
-        many = "QMC" in route and len(numbers) > engine.draws.alone
+        many = "QMC" in route and count > engine.draws.alone
         if many or sampled:
-            raise NeedsDraws(moments.families(numbers))
+            raise NeedsDraws(families())
     value = gaussian.expect(functions, means, cov, params, accuracy=engine.accuracy)
 
     def coarse() -> Any:
         return gaussian.expect(functions, means, cov, params, accuracy=COARSE)
 
-    engine.take(route, len(numbers), exact, value, coarse)
+    engine.take(route, count, exact, value, coarse)
     return value
 
 

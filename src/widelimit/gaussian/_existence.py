@@ -26,6 +26,8 @@ Array = Any
 
 _ENTRIES = 8
 """How many entries of an array of expectations are looked at."""
+_FORMS = 4
+"""While there are no more forms, pairs of them are looked at too."""
 _DIRECTIONS = 32
 _ROUGH = 64
 _OCTAVES = 8
@@ -88,21 +90,21 @@ def check_exists(
     """
     d = len(means)
     forms = divided_by(tuple(factors), d)
-    known = (*means, *(c for row in cov for c in row), *params)
-    if not forms or not all(is_concrete(z) for z in known if z is not None):
+    entries = (*means, *(c for row in cov for c in row), *params)
+    known = [z for z in entries if z is not None]
+    if not forms or not all(map(is_concrete, known)):
         return
-    picked = _picker([z for z in known if z is not None])
+    picked = _picker(known)
     kinds = {z.dtype for z in known if hasattr(z, "dtype")}
     eps = max((float(jnp.finfo(t).eps) for t in kinds if _is_float(t)), default=2**-52)
     m = np.stack([picked(z) for z in means], axis=-1)
     k = np.stack([np.stack([picked(c) for c in row], -1) for row in cov], axis=-2)
     p = [picked(z) for z in params]
     size = np.stack([picked(sizes(i)) for i in range(d)], axis=-1)
-    some = [(q,) for q in forms]
     # Two batches may be zero together at one place.
-    some += itertools.combinations(forms, 2) if len(forms) <= 4 else []
+    pairs = itertools.combinations(forms, 2) if len(forms) <= _FORMS else ()
     whole = multiply(factors)
-    for together in some:
+    for together in (*((q,) for q in forms), *pairs):
         root = np.concatenate([_placed(q, d) for q in together], axis=1)
         for i in range(len(m)):
             law = _Degenerate(m[i], k[i], size[i], root, 16.0 * eps * math.sqrt(d))
@@ -123,10 +125,11 @@ def _message(where: str, root: np.ndarray, rank: int, grows: float) -> str:
             f"{what}: it is zero. Is it a batch of one input, or of equal ones? Give "
             "more different inputs, or add a positive number to what is divided by."
         )
+    least = math.floor(grows + _UNSURE) + 1
     return (
         f"{what}, and an expectation of its power {-grows:.2g} does not exist: there "
-        f"should be at least {math.floor(grows + _UNSURE) + 1}. Give a larger batch, of "
-        "more different inputs, or add a positive number to what is divided by."
+        f"should be at least {least}. Give a larger batch, of more different inputs, "
+        "or add a positive number to what is divided by."
     )
 
 
