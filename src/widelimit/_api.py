@@ -462,7 +462,6 @@ class Limit:
                 data = self._checked(x1, x2, {"nngp"} & set(what))[:2]
                 dtype = np.dtype(float)
                 first, second = (None if x is None else _cast(x, dtype) for x in data)
-                self._sampled.check_exists(first, second, dtype, what)
                 question, inputs = self._sampled.question(first, second, dtype, what)
                 return estimates(question, inputs, samples, rtol, seed, progress, route)
 

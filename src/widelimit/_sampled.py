@@ -10,10 +10,16 @@ import numpy as np
 
 from ._jax import is_concrete
 from ._networks import Networks, key_of, named_inputs, struct_of
-from .asymptotics import REPEATS, Engine, Inputs, Question, relative_error
+from .asymptotics import (
+    REPEATS,
+    Engine,
+    Inputs,
+    Question,
+    has_pole_at_zero,
+    relative_error,
+)
 from .gaussian import Estimate, sobol_normal
 from .kernels import PairKernel, Quantities, mean_of, swapped
-from .report import has_poles
 from .transform import take_apart
 
 SAMPLES = 2**13
@@ -100,7 +106,7 @@ class SampledLimit:
         program = self._networks.asked(struct_of(x1), batch, frozenset(what)).program
         key = (key_of(struct_of(x1)), frozenset(what))
         if key not in self._poles:
-            self._poles[key] = has_poles(program)
+            self._poles[key] = has_pole_at_zero(program)
         if not self._poles[key]:
             return
         if not batch:

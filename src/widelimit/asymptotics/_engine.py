@@ -171,8 +171,11 @@ class Engine:
         Raises:
             NeedsDraws: beside samples there are so many formulas that samples of
                 everything are cheaper.
+            UnsupportedError: there are as many rough ones.
         """
         self._asked += 1
+        if self.is_rough and self._asked > MAX_FORMULAS:
+            raise UnsupportedError(f"More than {MAX_FORMULAS} expectations are needed.")
         rest = self.families.all - self._drawn
         if self._drawn and rest and self._asked > MAX_FORMULAS:
             raise NeedsDraws(rest)

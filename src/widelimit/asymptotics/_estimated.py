@@ -27,6 +27,7 @@ from ._draws import (
     check_size,
 )
 from ._engine import Engine, Side
+from ._poles import has_pole_at_zero
 from ._route import Route
 
 REPEATS = 16
@@ -77,6 +78,7 @@ class Question:
         self._dtype = jnp.result_type(float) if dtype is None else dtype
         self._plans: dict[bool, Plan] = {}
         self._routes: dict[Any, dict[str, bool]] = {}
+        self._exists: bool | None = None
         self._compiled = jax.jit(
             jax.vmap(self._run, in_axes=(None, None, None, 0)), static_argnums=(0, 1)
         )
@@ -100,19 +102,24 @@ class Question:
         return self._ask(self.engine(inputs, PAIRS))
 
     def check_exists(self, inputs: Inputs) -> None:
-        """Refuse what needs an expectation that does not exist, at no great cost.
+        """Refuse what needs an expectation that does not exist, the first time.
 
         Formulas see that themselves for numbers that are not traced; samples do not.
 
         Raises:
             NoLimitError: one does not.
         """
+        if self._exists is None:
+            self._exists = not any(map(has_pole_at_zero, self._programs))
+        if self._exists:
+            return
         sides = [Side(p, i) for p, i in zip(self._programs, inputs, strict=True)]
         with jax.ensure_compile_time_eval():
             engine = Engine(sides, dtype=self._dtype, is_rough=True)
             # What is too large for formulas is not looked at.
             with contextlib.suppress(UnsupportedError):
                 self._ask(engine)
+        self._exists = True
 
     def plan(self, inputs: Inputs, everything: bool = False) -> Plan:
         """What has to be drawn, found on abstract numbers.
@@ -198,6 +205,7 @@ class Question:
                 return self._by_formulas(inputs)
             except NeedsDraws:
                 pass
+        self.check_exists(inputs)
         plan = self.plan(inputs, everything)
         numbers = samples * plan.dimension
         check_size(numbers, samples)

@@ -246,13 +246,13 @@ class _Moments:
                     for one in (engine.cov(inner, inner), (Product(coefficients),))
                 )
                 if variance is not None:
-                    part = jnp.abs(scale) * jnp.sqrt(jnp.maximum(variance, 0.0))
+                    # Not traced, and NumPy compiles nothing.
+                    size = np.sqrt(np.maximum(np.asarray(variance), 0.0))
+                    part = np.abs(np.asarray(scale)) * size
                     sizes = (engine.letters.sizes[a] for a in sums)
-                    part = jnp.broadcast_to(
-                        part, (*part.shape[: len(self._letters)], *sizes)
-                    )
-                    last = tuple(range(len(self._letters), part.ndim))
-                    total = total + jnp.sum(part, axis=last)
+                    own = part.shape[: len(self._letters)]
+                    part = np.broadcast_to(part, (*own, *sizes))
+                    total = total + part.sum(axis=tuple(range(len(own), part.ndim)))
         return total**2
 
     def _at_points(self, i: int, j: int) -> Any:
@@ -334,7 +334,9 @@ def _value(
     """The expectation of a product of functions, whose parameters may be samples."""
     (means, cov, params), count = law, len(law[0])
     if engine.is_rough:
-        return gaussian.rough_mean(functions, means, cov, params)
+        value = gaussian.rough_mean(functions, means, cov, params)
+        engine.take("rough", count, True, value, lambda: value)
+        return value
     route = gaussian.route(functions, count)
     exact = gaussian.is_exact(functions, count)
     if engine.draws is not None and not exact:

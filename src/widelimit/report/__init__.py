@@ -7,7 +7,6 @@ from ._explain import explain as explain
 from ._formula import Formula as Formula
 from ._formula import formula as formula
 from ._growth import Growth as Growth
-from ._growth import has_poles as has_poles
 from ._hypotheses import GradientReport as GradientReport
 from ._hypotheses import Hypothesis as Hypothesis
 from ._hypotheses import gradient_report as gradient_report

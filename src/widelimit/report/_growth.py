@@ -61,16 +61,5 @@ def growths(program: TensorProgram) -> tuple[Growth, ...]:
     return tuple(found)
 
 
-def has_poles(program: TensorProgram) -> bool:
-    """Whether a nonlinear line may be infinite at a finite argument."""
-    signs = LineSigns(program)
-    return any(
-        is_singular(line.fn, i, signs.of(line))
-        for line in program.lines
-        if isinstance(line, Nonlin | Moment)
-        for i in range(len(line.xs))
-    )
-
-
 def _worst(kinds: Iterable[str]) -> str:
     return max(kinds, key=_CLASSES.index)
