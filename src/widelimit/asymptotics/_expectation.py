@@ -174,6 +174,7 @@ class _Moments:
         self._engine, self._views, self._letters = engine, views, letters
         self._cov: dict[tuple[int, int], Any] = {}
         self._families: dict[tuple[_Line, _Line], Any] = {}
+        self._sizes: dict[_Line, Any] = {}
         self._points: dict[int, tuple[int, ...]] = {}
         places: dict[_Line, dict[int, tuple[int, ...]]] = {}
         for i, view in enumerate(views):
@@ -233,7 +234,16 @@ class _Moments:
         )
 
     def _size(self, i: int) -> Any:
-        """The variance of leaf i before what cancels in it has cancelled."""
+        """The variance of leaf i before what cancels in it has cancelled.
+
+        Only the order of it matters: positions of one line have that of the first.
+        """
+        key = (self._views[i].side, self._views[i].ref)
+        if key not in self._sizes:
+            self._sizes[key] = self._size_now(i)
+        return self._sizes[key]
+
+    def _size_now(self, i: int) -> Any:
         engine, view, total = self._engine, self._views[i], 0.0
         line = engine.line(view)
         if not isinstance(line, LinComb):
