@@ -30,8 +30,7 @@ _FORMS = 4
 """While there are no more forms, pairs of them are looked at too."""
 _DIRECTIONS = 32
 _ROUGH = 64
-_OCTAVES = 8
-_SMALL = 2.0**-6
+_SMALL, _SMALLER = 2.0**-6, 2.0**-14
 _ROUNDING = 1e-9
 """Functions that cancel to this are zero."""
 _UNSURE = 0.1
@@ -106,9 +105,17 @@ def check_exists(
     whole = multiply(factors)
     for together in (*((q,) for q in forms), *pairs):
         root = np.concatenate([_placed(q, d) for q in together], axis=1)
-        for i in range(len(m)):
-            law = _Degenerate(m[i], k[i], size[i], root, 16.0 * eps * math.sqrt(d))
-            grows = law.exponent(whole, [z[i] for z in p])
+        laws = [
+            _Degenerate(*of_entry, root, 16.0 * eps * math.sqrt(d))
+            for of_entry in zip(m, k, size, strict=True)
+        ]
+        # All entries at once: there is an operation for every leaf at least.
+        points = np.stack([law.points() for law in laws], axis=1)
+        at = [np.broadcast_to(z[:, None], points.shape[1:3]) for z in p]
+        values = _on_host(whole, [*np.moveaxis(points, -1, 0), *at])
+        values = np.abs(np.broadcast_to(values, points.shape[:-1]))
+        for i, law in enumerate(laws):
+            grows = law.exponent(*values[:, i])
             if grows is not None and grows > law.rank - _UNSURE:
                 leaf = together[0].leaves[0]
                 raise NoLimitError(_message(where(leaf), root, law.rank, grows))
@@ -165,33 +172,34 @@ class _Degenerate:
         off = shift + a @ self._start
         self._meets = float(off @ off) <= lowest * float(np.sum(root**2))
 
-    def exponent(self, f: Expr, params: Sequence[float]) -> float | None:
-        """The a that |f| grows with like |w|^-a; None where w is never zero."""
-        if not self._meets:
-            return None
-        if self.rank == 0:
-            return math.inf
+    def points(self) -> np.ndarray:
+        """Points z near w = 0 and nearer: shape (2, directions, leaves)."""
         rng = np.random.default_rng(0)
         along = rng.standard_normal((_DIRECTIONS, self.rank)) @ self._right.T
         rest = rng.standard_normal((_DIRECTIONS, len(self._mean)))
         rest -= rest @ self._right @ self._right.T
-        near, nearer = (
-            self._sizes(f, self._start + rest + step * along, params)
-            for step in (_SMALL, _SMALL * 2.0**-_OCTAVES)
-        )
+        xi = self._start + rest + np.stack([_SMALL * along, _SMALLER * along])
+        return self._mean + xi @ self._factor.T
+
+    def exponent(self, near: np.ndarray, nearer: np.ndarray) -> float | None:
+        """The a that |f| grows with like |w|^-a; None where w is never zero.
+
+        Args:
+            near: |f| at the first of the points.
+            nearer: |f| at the others.
+        """
+        if not self._meets:
+            return None
+        if self.rank == 0:
+            return math.inf
         both = np.isfinite(near) & np.isfinite(nearer)
         one, two = float(np.sum(near[both])), float(np.sum(nearer[both]))
         if not two:
             return -math.inf
-        grows = math.log2(two / one) / _OCTAVES if one else math.inf
+        grows = math.log(two / one, _SMALL / _SMALLER) if one else math.inf
         # What cancels leaves rounding, which grows too.
-        lost = two * (_SMALL * 2.0**-_OCTAVES) ** max(grows, 0.0) < _ROUNDING
+        lost = two * _SMALLER ** max(grows, 0.0) < _ROUNDING
         return -math.inf if lost else grows
-
-    def _sizes(self, f: Expr, xi: np.ndarray, params: Sequence[float]) -> np.ndarray:
-        z = self._mean + xi @ self._factor.T
-        values = _on_host(f, [*z.T, *params])
-        return np.abs(np.broadcast_to(values, len(xi)))
 
 
 def _placed(q: Quadratic, d: int) -> np.ndarray:
