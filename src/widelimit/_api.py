@@ -193,7 +193,8 @@ class Limit:
             Zeros, with a warning, when the output vanishes in the limit.
 
         Raises:
-            NoLimitError: the output diverges; the message has its power of n.
+            NoLimitError: the output diverges; the message has its power of n. Or an
+                expectation does not exist, as in normalising equal inputs.
             InputError: data that are not finite, empty, or out of range.
             ShapeMismatchError: `f` cannot take inputs of this shape.
         """
@@ -217,6 +218,11 @@ class Limit:
         respect to the arrays as `f` receives them, or to the variables underneath that
         a parameterisation has: see `wl.normal`. Differentiable like `nngp`.
 
+        The theorems need polynomially bounded derivatives. That of batch normalisation
+        without epsilon is infinite at zero: the kernel is what they would give. Then
+        `explain(x).hypotheses` says so, and `check(x, ntk=True)` compares it with real
+        networks.
+
         Args:
             x1: N1 inputs, as for `nngp`.
             x2: N2 inputs, or None for `x1`.
@@ -228,7 +234,8 @@ class Limit:
             or a dict of such arrays.
 
         Raises:
-            NoLimitError: the output or a part of the kernel diverges.
+            NoLimitError: the output or a part of the kernel diverges; or an expectation
+                does not exist, as in normalising 3 inputs or fewer without epsilon.
             InputError: nothing is trained, or as for `nngp`.
             UnsupportedError: a function has no derivative among the known operations;
                 a trained parameter of finite shape does not enter linearly.
@@ -264,14 +271,21 @@ class Limit:
         x1, x2, batch = self._checked(x1, x2, what)
         dtype = _dtype(x1)
         x1, x2 = _cast(x1, dtype), None if x2 is None else _cast(x2, dtype)
+        by_formulas = batch and all(map(is_concrete, jax.tree.leaves((x1, x2))))
+        if not by_formulas:
+            self._sampled.check_exists(x1, x2, dtype, what)
         try:
             if not batch:
-                return self._by_pairs(x1, x2, progress, what, diagonal)
+                found = self._by_pairs(x1, x2, progress, what, diagonal)
+                return _checked_numbers(found)
             question, inputs = self._sampled.question(x1, x2, dtype, what)
             found = question.formulas(inputs)
         except NeedsDraws:
+            if by_formulas:
+                self._sampled.check_exists(x1, x2, dtype, what)
             take = self._sampled.means if precise else self._sampled.kernels
             found = take(x1, x2, dtype, what)
+        found = _checked_numbers(found)
         return jax.tree.map(_equal_inputs, found) if diagonal else found
 
     def _checked(
@@ -823,6 +837,19 @@ def _check_axes(x1: Any, x2: Any) -> None:
             f"`x2` has shape {_shapes(x2)} and `x1` has shape {_shapes(x1)}: both hold "
             "inputs along the first axis, with the same axes after it."
         )
+
+
+def _checked_numbers(found: dict[str, Any]) -> dict[str, Any]:
+    """Kernels none of which is NaN, as far as they are not traced."""
+    for name, k in found.items():
+        if is_concrete(k) and bool(jnp.isnan(k).any()):
+            at = tuple(int(i) for i in np.argwhere(np.isnan(np.asarray(k)))[0])
+            raise NoLimitError(
+                f"The kernel `{name}` is NaN at {at}: an expectation in it does not "
+                "exist for these inputs. Is a function undefined there, or something "
+                "divided by what is zero, as in normalising equal inputs?"
+            )
+    return found
 
 
 def _equal_inputs(k: Any) -> Any:

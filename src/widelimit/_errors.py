@@ -10,9 +10,10 @@ class UnsupportedError(WidelimitError, NotImplementedError):
 
 
 class NoLimitError(WidelimitError, ValueError):
-    """The scaling of the network has no finite limit.
+    """The network has no finite limit.
 
-    The message names the quantity and its power of the width.
+    The message names the quantity and its power of the width, or the expectation that
+    does not exist and what it divides by.
     """
 
 

@@ -1,15 +1,23 @@
 """Limits of whole data sets from joint samples, where an expectation has no formula."""
 
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._jax import is_concrete
 from ._networks import Networks, key_of, named_inputs, struct_of
-from .asymptotics import REPEATS, Engine, Inputs, Question, relative_error
+from .asymptotics import (
+    REPEATS,
+    Engine,
+    Inputs,
+    Question,
+    has_pole_at_zero,
+    relative_error,
+)
 from .gaussian import Estimate, sobol_normal
 from .kernels import PairKernel, Quantities, mean_of, swapped
 from .transform import take_apart
@@ -35,6 +43,7 @@ class SampledLimit:
         self._networks, self._trace_axes = networks, trace_axes
         self._apart: dict[Any, Quantities] = {}
         self._questions: dict[Any, Question] = {}
+        self._poles: dict[Any, bool] = {}
         self._compiled: dict[Question, Callable[..., Any]] = {}
 
     def kernels(
@@ -81,6 +90,32 @@ class SampledLimit:
             self._compiled[question] = jax.jit(question.sampled, static_argnums=(1,))
         points = sobol_normal(plan.dimension, SAMPLES.bit_length() - 1, 0)
         return self._compiled[question](inputs, plan, jnp.asarray(points, dtype))
+
+    def check_exists(
+        self, x1: Any, x2: Any | None, dtype: Any, what: Collection[str]
+    ) -> None:
+        """Refuse kernels that need an expectation that does not exist.
+
+        Only networks that divide by what may be zero are looked at. For numbers that
+        are traced some others stand, which shows what follows from their shapes.
+
+        Raises:
+            NoLimitError: one does not.
+        """
+        batch = self._networks.is_coupled(x1)
+        program = self._networks.asked(struct_of(x1), batch, frozenset(what)).program
+        key = (key_of(struct_of(x1)), frozenset(what))
+        if key not in self._poles:
+            self._poles[key] = has_pole_at_zero(program)
+        if not self._poles[key]:
+            return
+        if not batch:
+            # A pair of inputs is like any other.
+            x1, x2 = _rows(x1, 0, 2), None if x2 is None else _rows(x2, 0, 1)
+        question, inputs = self.question(x1, x2, dtype, what)
+        numbers = [_numbers(one) for one in inputs]
+        if all(one is not None for one in numbers):
+            question.check_exists([one for one in numbers if one is not None])
 
     def question(
         self, x1: Any, x2: Any | None, dtype: Any, what: Collection[str]
@@ -149,6 +184,18 @@ def estimates(
         # The error falls like 1 / samples at best, like its root at worst.
         more = 2 ** max(1, round(np.log2(min(reached / rtol, MAX_SAMPLES))))
         samples = min(samples * more, MAX_SAMPLES)
+
+
+def _numbers(inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Inputs with random numbers for those that are traced; None if these are whole."""
+    rng, found = np.random.default_rng(0), {}
+    for name, a in inputs.items():
+        if not is_concrete(a):
+            if not jnp.issubdtype(a.dtype, jnp.floating):
+                return None
+            a = np.asarray(rng.standard_normal(a.shape), a.dtype)
+        found[name] = a
+    return found
 
 
 def _count(x: Any) -> int:

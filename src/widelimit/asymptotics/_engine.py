@@ -117,7 +117,15 @@ class _Canonical:
 
 
 class Engine:
-    """Second moments, means and tensors of the lines of one or more sides."""
+    """Second moments, means and tensors of the lines of one or more sides.
+
+    Args:
+        sides: the programs and their inputs.
+        accuracy: of numerical routes.
+        dtype: of the numbers; JAX's default if None.
+        sampling: what is drawn, if something may be.
+        is_rough: expectations only have to be of the right size, at no cost.
+    """
 
     def __init__(
         self,
@@ -125,8 +133,9 @@ class Engine:
         accuracy: Accuracy | None = None,
         dtype: Any = None,
         sampling: Sampling | None = None,
+        is_rough: bool = False,
     ) -> None:
-        self.sides = tuple(sides)
+        self.sides, self.is_rough = tuple(sides), is_rough
         self.accuracy = accuracy or Accuracy()
         self.dtype = jnp.result_type(float) if dtype is None else dtype
         self.letters = Letters()
@@ -162,8 +171,11 @@ class Engine:
         Raises:
             NeedsDraws: beside samples there are so many formulas that samples of
                 everything are cheaper.
+            UnsupportedError: there are as many rough ones.
         """
         self._asked += 1
+        if self.is_rough and self._asked > MAX_FORMULAS:
+            raise UnsupportedError(f"More than {MAX_FORMULAS} expectations are needed.")
         rest = self.families.all - self._drawn
         if self._drawn and rest and self._asked > MAX_FORMULAS:
             raise NeedsDraws(rest)

@@ -4,6 +4,7 @@ What has to be drawn is found by asking on abstract numbers: where an expectatio
 formula its families are drawn, and the question is asked again.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._errors import UnsupportedError
 from ..gaussian import Accuracy, Estimate, sobol_normal
 from ..program import TensorProgram
 from ._draws import (
@@ -25,6 +27,7 @@ from ._draws import (
     check_size,
 )
 from ._engine import Engine, Side
+from ._poles import has_pole_at_zero
 from ._route import Route
 
 REPEATS = 16
@@ -75,6 +78,7 @@ class Question:
         self._dtype = jnp.result_type(float) if dtype is None else dtype
         self._plans: dict[bool, Plan] = {}
         self._routes: dict[Any, dict[str, bool]] = {}
+        self._exists: bool | None = None
         self._compiled = jax.jit(
             jax.vmap(self._run, in_axes=(None, None, None, 0)), static_argnums=(0, 1)
         )
@@ -96,6 +100,26 @@ class Question:
             NeedsDraws: an expectation is over many, and has no formula.
         """
         return self._ask(self.engine(inputs, PAIRS))
+
+    def check_exists(self, inputs: Inputs) -> None:
+        """Refuse what needs an expectation that does not exist, the first time.
+
+        Formulas see that themselves for numbers that are not traced; samples do not.
+
+        Raises:
+            NoLimitError: one does not.
+        """
+        if self._exists is None:
+            self._exists = not any(map(has_pole_at_zero, self._programs))
+        if self._exists:
+            return
+        sides = [Side(p, i) for p, i in zip(self._programs, inputs, strict=True)]
+        with jax.ensure_compile_time_eval():
+            engine = Engine(sides, dtype=self._dtype, is_rough=True)
+            # What is too large for formulas is not looked at.
+            with contextlib.suppress(UnsupportedError):
+                self._ask(engine)
+        self._exists = True
 
     def plan(self, inputs: Inputs, everything: bool = False) -> Plan:
         """What has to be drawn, found on abstract numbers.
@@ -181,6 +205,7 @@ class Question:
                 return self._by_formulas(inputs)
             except NeedsDraws:
                 pass
+        self.check_exists(inputs)
         plan = self.plan(inputs, everything)
         numbers = samples * plan.dimension
         check_size(numbers, samples)

@@ -13,8 +13,9 @@ not the expansion of a polynomial. Everything here is given the draws, if there 
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -173,6 +174,7 @@ class _Moments:
         self._engine, self._views, self._letters = engine, views, letters
         self._cov: dict[tuple[int, int], Any] = {}
         self._families: dict[tuple[_Line, _Line], Any] = {}
+        self._sizes: dict[_Line, Any] = {}
         self._points: dict[int, tuple[int, ...]] = {}
         places: dict[_Line, dict[int, tuple[int, ...]]] = {}
         for i, view in enumerate(views):
@@ -207,6 +209,61 @@ class _Moments:
                 total = self._engine.cov(self._views[key[0]], self._views[key[1]])
                 self._cov[key] = materialise(total, self._engine.letters, self._letters)
         return self._cov[key]
+
+    def check_exists(
+        self,
+        functions: Sequence[Expr],
+        numbers: Sequence[int],
+        means: Sequence[Any],
+        cov: Sequence[Sequence[Any]],
+        params: Sequence[Any],
+    ) -> None:
+        """Refuse an expectation of functions of some leaves that does not exist."""
+
+        def where(i: int) -> str:
+            line = self._engine.line(self._views[numbers[i]])
+            return f"line `{line.name}`{_at(line.source)}"
+
+        gaussian.check_exists(
+            functions,
+            means,
+            cov,
+            params,
+            lambda i: self._size(numbers[i]),
+            where,
+        )
+
+    def _size(self, i: int) -> Any:
+        """The variance of leaf i before what cancels in it has cancelled.
+
+        Only the order of it matters: positions of one line have that of the first.
+        """
+        key = (self._views[i].side, self._views[i].ref)
+        if key not in self._sizes:
+            self._sizes[key] = self._size_now(i)
+        return self._sizes[key]
+
+    def _size_now(self, i: int) -> Any:
+        engine, view, total = self._engine, self._views[i], 0.0
+        line = engine.line(view)
+        if not isinstance(line, LinComb):
+            return self.cov(i, i)
+        for coefficients, sums, inner in engine.terms(view, line):
+            if inner is not None:
+                out = (*self._letters, *sums)
+                variance, scale = (
+                    materialise(one, engine.letters, out)
+                    for one in (engine.cov(inner, inner), (Product(coefficients),))
+                )
+                if variance is not None:
+                    # Not traced, and NumPy compiles nothing.
+                    size = np.sqrt(np.maximum(np.asarray(variance), 0.0))
+                    part = np.abs(np.asarray(scale)) * size
+                    sizes = (engine.letters.sizes[a] for a in sums)
+                    own = part.shape[: len(self._letters)]
+                    part = np.broadcast_to(part, (*own, *sizes))
+                    total = total + part.sum(axis=tuple(range(len(own), part.ndim)))
+        return total**2
 
     def _at_points(self, i: int, j: int) -> Any:
         """A covariance that is an entry of that of two whole families of lines."""
@@ -272,19 +329,37 @@ def _group(
     zero = jnp.zeros((1,) * len(letters), engine.dtype)
     for i in range(len(numbers)):
         cov[i][i] = zero if cov[i][i] is None else cov[i][i]
-    route = gaussian.route(functions, len(numbers))
-    exact = gaussian.is_exact(functions, len(numbers))
+    moments.check_exists(functions, numbers, means, cov, params)
+    families = functools.partial(moments.families, numbers)
+    return _value(engine, functions, (means, cov, params), families, sampled)
+
+
+def _value(
+    engine: "Engine",
+    functions: Sequence[Expr],
+    law: tuple[Sequence[Any], Sequence[Sequence[Any]], Sequence[Any]],
+    families: Callable[[], frozenset[Family]],
+    sampled: bool,
+) -> Any:
+    """The expectation of a product of functions, whose parameters may be samples."""
+    (means, cov, params), count = law, len(law[0])
+    if engine.is_rough:
+        value = gaussian.rough_mean(functions, means, cov, params)
+        engine.take("rough", count, True, value, lambda: value)
+        return value
+    route = gaussian.route(functions, count)
+    exact = gaussian.is_exact(functions, count)
     if engine.draws is not None and not exact:
         # One number for every sample is no better found than by a sample of it.
-        many = "QMC" in route and len(numbers) > engine.draws.alone
+        many = "QMC" in route and count > engine.draws.alone
         if many or sampled:
-            raise NeedsDraws(moments.families(numbers))
+            raise NeedsDraws(families())
     value = gaussian.expect(functions, means, cov, params, accuracy=engine.accuracy)
 
     def coarse() -> Any:
         return gaussian.expect(functions, means, cov, params, accuracy=COARSE)
 
-    engine.take(route, len(numbers), exact, value, coarse)
+    engine.take(route, count, exact, value, coarse)
     return value
 
 

@@ -6,6 +6,8 @@ the same for concrete numbers, with an error bar on every one.
 
 from ._estimate import Accuracy as Accuracy
 from ._estimate import Estimate as Estimate
+from ._existence import check_exists as check_exists
+from ._existence import rough_mean as rough_mean
 from ._expect import expect as expect
 from ._expect import is_exact as is_exact
 from ._expect import route as route

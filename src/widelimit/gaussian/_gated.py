@@ -101,6 +101,16 @@ def gated(factors: tuple[Expr, ...], d: int) -> Gated | None:
     return Gated(tuple(reader.forms), tuple(reader.quadratics), total)
 
 
+@functools.lru_cache(maxsize=1024)
+def inverse_of(e: Expr, d: int) -> tuple[Quadratic, ...]:
+    """The quadratic forms in 1 / e, where that is a sum of terms."""
+    reader = _Reader(d)
+    found = reader.inverse(e) or {}
+    forms = list(reader.quadratics)
+    numbers = {q for term in found for q, p in term.powers if p < 0}
+    return tuple(forms[q] for q in sorted(numbers))
+
+
 class _Reader:
     """Reads expressions of `d` leaves; forms and quadratic forms are numbered."""
 
@@ -134,7 +144,7 @@ class _Reader:
             case Call("pow", (x, Const(n))):
                 return self._power(self.read(x), n)
             case Call("div", (x, y)):
-                return self.product(self.read(x), self._inverse(y))
+                return self.product(self.read(x), self.inverse(y))
             case Call(op, (x,)):
                 return self._unary(op, self.read(x))
             case Call(op, (x, y)):
@@ -178,11 +188,11 @@ class _Reader:
             return self._added(_constant(HALF), side)
         return None
 
-    def _inverse(self, e: Expr) -> Sum | None:
+    def inverse(self, e: Expr) -> Sum | None:
         """1 / e, with products and powers kept apart rather than multiplied out."""
         match e:
             case Call("mul", (x, y)):
-                return self.product(self._inverse(x), self._inverse(y))
+                return self.product(self.inverse(x), self.inverse(y))
             case Call("pow", (x, Const(n))):
                 return self._power(self.read(x), -n)
         return self._power(self.read(e), -1.0)

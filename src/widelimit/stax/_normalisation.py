@@ -82,6 +82,10 @@ def BatchNorm(
 ) -> Layer:
     """Mean 0 and variance 1 of every channel over the batch, in training mode.
 
+    Without `eps` the kernel needs 2 different inputs and the tangent kernel 4. Its
+    derivative, infinite at zero, is then outside the theorems on gradients: the tangent
+    kernel is what they would give, to be compared with real networks.
+
     Args:
         axis: over which; with positions, (0, 1, 2) also over these.
         eps: what is added to the variance.
