@@ -66,7 +66,7 @@ from ._draws import (
     check_size,
     is_gaussian,
 )
-from ._expectation import expectation
+from ._expectation import by_parts, expectation
 from ._index import Index, Letter, Letters, View, equality
 from ._product import Factor, Product, Sum, aligned, is_zero, materialise, total_of
 from ._route import Route
@@ -133,6 +133,7 @@ class Engine:
         self.steps: list[Step] = []
         self.taken: dict[tuple[str, int], Route] = {}
         self.measures = False
+        self.opaque: set[tuple[int, int]] = set()
         self._asked = 0
         self._pairs: dict[_Canonical, tuple[Any, tuple[Letter, ...]]] = {}
         self._tensors: dict[tuple[int, int], Any] = {}
@@ -650,15 +651,22 @@ class Engine:
         return (Product((Factor(line.mean.value.astype(self.dtype), u.indices),)),)
 
     def _second_now(self, u: View, v: View) -> Sum:
-        for x, y in ((u, v), (v, u)):
-            line = self.line(x)
-            if isinstance(line, LinComb) and not self.is_leaf(x.side, x.ref):
+        letters = sorted({a for x in (u, v) for i in x.indices for a in i.letters})
+        # The later line first: all that it is made of is asked beside the other one.
+        ordered = sorted((v, u), key=lambda x: x.ref, reverse=True)
+        for x, y in (ordered, ordered[::-1]):
+            if self.is_leaf(x.side, x.ref):
+                continue
+            line, found = self.line(x), None
+            if isinstance(line, LinComb):
                 self.steps.append(Step("linear", u, v))
                 return self._expand(x, line, lambda z, y=y: self.second_given(z, y), y)
+            if (found := by_parts(self, x, y, letters)) is not None:
+                self.steps.append(Step("nonlin", u, v))
+                return found
         self.steps.append(Step("nonlin", u, v))
-        out = sorted({a for x in (u, v) for i in x.indices for a in i.letters})
         pair = [(x.side, x.ref, x.indices) for x in (u, v)]
-        return expectation(self, pair, tuple(out))
+        return expectation(self, pair, letters)
 
     def _combination_mean(self, u: View, line: LinComb) -> Sum:
         """Found once for every line: recursions read what is before them twice."""

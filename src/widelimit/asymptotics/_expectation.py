@@ -75,6 +75,36 @@ def expectation(engine: "Engine", asked: Sequence[Asked], out: Sequence[Letter])
     pieces = [Piece()]
     for one in asked:
         pieces = [p * q for p in pieces for q in _Expansion(engine).asked(one)]
+    return _total(engine, pieces, out)
+
+
+def by_parts(
+    engine: "Engine", u: View, v: View, out: Sequence[Letter]
+) -> Sum | None:
+    """E[Z^u Z^v] with only u taken apart; None if it is no sum of products of lines.
+
+    What is asked of its parts and v is remembered: a recursion costs a step a pair.
+    """
+    parts = _parts(engine, u)
+    if parts is None:
+        return None
+    whole = _Expansion(engine).view(v)
+    return _total(engine, [p * q for p in parts for q in whole], out)
+
+
+def _parts(engine: "Engine", view: View) -> list[Piece] | None:
+    """A line as a sum of products of whole lines, None where it is none."""
+    key = (view.side, view.ref)
+    if key in engine.opaque:
+        return None
+    pieces = _Expansion(engine).opened(view)
+    if all(a.fn == Arg(0) for p in pieces for a in p.atoms):
+        return pieces
+    engine.opaque.add(key)
+    return None
+
+
+def _total(engine: "Engine", pieces: Sequence[Piece], out: Sequence[Letter]) -> Sum:
     total: Sum = ()
     for piece in pieces:
         total += _settled(engine, piece, tuple(out))
@@ -93,15 +123,11 @@ def _settled(engine: "Engine", piece: Piece, out: tuple[Letter, ...]) -> Sum:
             one = engine.second_given(*views) if views[1:] else engine.mean(*views)
             found = tuple(p.with_product(q) for p in found for q in one)
         else:
-            latest = max(whole, key=lambda view: (view.ref, view.side))
-            opened = _Expansion(engine).asked((latest.side, latest.ref, latest.indices))
+            view, parts = _latest(engine, whole)
             rest = list(piece.whole)
-            rest.remove(latest)
+            rest.remove(view)
             piece = dataclasses.replace(piece, whole=tuple(rest))
-            total: Sum = ()
-            for one in opened:
-                total += _settled(engine, piece * one, out)
-            return total
+            return _total(engine, [piece * one for one in parts], out)
         if not found:
             return ()
     if not left:
@@ -109,6 +135,15 @@ def _settled(engine: "Engine", piece: Piece, out: tuple[Letter, ...]) -> Sum:
     letters = tuple(dict.fromkeys((*engine.with_samples(out), *piece.sums)))
     factors = _atoms(engine, left, letters)
     return () if factors is None else tuple(p.times(*factors) for p in found)
+
+
+def _latest(engine: "Engine", whole: Sequence[View]) -> tuple[View, list[Piece]]:
+    """The latest line that is a sum of products, or the latest at all, taken apart."""
+    ordered = sorted(whole, key=lambda view: (view.ref, view.side), reverse=True)
+    for view in ordered:
+        if (parts := _parts(engine, view)) is not None:
+            return view, parts
+    return ordered[0], _Expansion(engine).opened(ordered[0])
 
 
 _Apart = tuple[list[Atom], list[View]]
@@ -314,15 +349,10 @@ class _Expansion:
         side, what, indices = one
         if isinstance(what, Moment):
             return self._function(what.fn, side, what, indices)
-        mask, view = self.unmask(View(side, what, indices))
-        line = self._engine.line(view)
-        if not isinstance(line, Nonlin):
-            return self.view(View(side, what, indices))
-        pieces = self._function(line.fn, side, line, view.indices)
-        return [Piece((), mask) * p for p in pieces]
+        return self.opened(View(side, what, indices))
 
     def view(self, view: View) -> list[Piece]:
-        """A line; one that is a function stays whole."""
+        """A line inside a product; a function or a combination stays whole."""
         engine = self._engine
         mask, view = self.unmask(view)
         if engine.is_still(view.side, view.ref):
@@ -330,12 +360,20 @@ class _Expansion:
             return [] if value is None else [Piece((), (*mask, value))]
         if engine.is_gaussian(view.side, view.ref):
             return [Piece((Atom(Arg(0), (view,)),), mask)]
-        line = engine.line(view)
+        return [Piece((), mask, (), (view,))]
+
+    def opened(self, view: View) -> list[Piece]:
+        """A function or a combination taken apart."""
+        engine = self._engine
+        mask, inside = self.unmask(view)
+        line = engine.line(inside)
         if isinstance(line, Nonlin):
-            return [Piece((), mask, (), (view,))]
-        assert isinstance(line, LinComb)
+            pieces = self._function(line.fn, inside.side, line, inside.indices)
+            return [Piece((), mask) * p for p in pieces]
+        if not engine.is_mixed(inside):
+            return self.view(view)
         pieces = []
-        for (inner, sums), found in self._terms(view, line).items():
+        for (inner, sums), found in self._terms(inside, line).items():
             coefficients = _added(engine, found)
             if coefficients is not None:
                 piece = Piece((), mask + coefficients, sums)
