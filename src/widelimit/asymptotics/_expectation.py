@@ -25,8 +25,17 @@ from .._errors import UnsupportedError
 from ..program import LinComb, Moment, Nonlin, appearance, compose
 from ..scalar import Arg, Call, Const, Expr
 from ._draws import Family, NeedsDraws
-from ._index import Index, Letter, View, clipped
-from ._product import Factor, Product, Sum, is_zero, materialise, total_of
+from ._index import Index, Letter, View, clipped, constant
+from ._product import (
+    Factor,
+    Product,
+    Sum,
+    as_factor,
+    compact,
+    is_zero,
+    materialise,
+    total_of,
+)
 from ._route import COARSE
 
 if TYPE_CHECKING:
@@ -70,17 +79,15 @@ class Piece:
         )
 
 
-def expectation(engine: "Engine", asked: Sequence[Asked], out: Sequence[Letter]) -> Sum:
-    """E of the product of the lines asked for, over the letters `out`."""
+def expectation(engine: "Engine", asked: Sequence[Asked]) -> Sum:
+    """E of the product of the lines asked for, over the letters of their indices."""
     pieces = [Piece()]
     for one in asked:
         pieces = [p * q for p in pieces for q in _Expansion(engine).asked(one)]
-    return _total(engine, pieces, out)
+    return _total(engine, pieces)
 
 
-def by_parts(
-    engine: "Engine", u: View, v: View, out: Sequence[Letter]
-) -> Sum | None:
+def by_parts(engine: "Engine", u: View, v: View) -> Sum | None:
     """E[Z^u Z^v] with only u taken apart; None if it is no sum of products of lines.
 
     What is asked of its parts and v is remembered: a recursion costs a step a pair.
@@ -89,7 +96,7 @@ def by_parts(
     if parts is None:
         return None
     whole = _Expansion(engine).view(v)
-    return _total(engine, [p * q for p in parts for q in whole], out)
+    return _total(engine, [p * q for p in parts for q in whole])
 
 
 def _parts(engine: "Engine", view: View) -> list[Piece] | None:
@@ -104,14 +111,14 @@ def _parts(engine: "Engine", view: View) -> list[Piece] | None:
     return None
 
 
-def _total(engine: "Engine", pieces: Sequence[Piece], out: Sequence[Letter]) -> Sum:
+def _total(engine: "Engine", pieces: Sequence[Piece]) -> Sum:
     total: Sum = ()
     for piece in pieces:
-        total += _settled(engine, piece, tuple(out))
+        total += _settled(engine, piece)
     return total
 
 
-def _settled(engine: "Engine", piece: Piece, out: tuple[Letter, ...]) -> Sum:
+def _settled(engine: "Engine", piece: Piece) -> Sum:
     """The mean of a piece: whole lines are asked for, or taken apart if need be."""
     found: Sum = (Product(piece.factors, (), piece.sums),)
     left: list[Atom] = []
@@ -127,13 +134,12 @@ def _settled(engine: "Engine", piece: Piece, out: tuple[Letter, ...]) -> Sum:
             rest = list(piece.whole)
             rest.remove(view)
             piece = dataclasses.replace(piece, whole=tuple(rest))
-            return _total(engine, [piece * one for one in parts], out)
+            return _total(engine, [piece * one for one in parts])
         if not found:
             return ()
     if not left:
         return found
-    letters = tuple(dict.fromkeys((*engine.with_samples(out), *piece.sums)))
-    factors = _atoms(engine, left, letters)
+    factors = _atoms(engine, left)
     return () if factors is None else tuple(p.times(*factors) for p in found)
 
 
@@ -169,9 +175,7 @@ def _apart(engine: "Engine", piece: Piece) -> list[_Apart]:
     return [one for _, one in groups]
 
 
-def _atoms(
-    engine: "Engine", atoms: Sequence[Atom], letters: tuple[Letter, ...]
-) -> tuple[Factor, ...] | None:
+def _atoms(engine: "Engine", atoms: Sequence[Atom]) -> tuple[Factor, ...] | None:
     """The mean of a product of atoms, a factor a group; None for zero."""
     leaves: dict[tuple[Any, ...], int] = {}
     views: list[View] = []
@@ -185,6 +189,9 @@ def _atoms(
                 views.append(view)
             numbers.append(leaves[key])
         placed.append((atom, tuple(numbers)))
+    read = {a for view in views for i in view.indices for a in i.letters}
+    read.update(a for atom in atoms for f in atom.params for a in f.letters())
+    letters = tuple(sorted(read))
     moments = _Moments(engine, views, letters)
     factors: list[Factor] = []
     for group in _groups(placed, moments):
@@ -326,17 +333,11 @@ def _group(
 def _mean(engine: "Engine", view: View) -> Factor | None:
     """The mean of a line; None for a structural zero."""
     letters = sorted({a for i in view.indices for a in i.letters})
-    letters = engine.with_samples(letters)
-    value = materialise(engine.mean(view), engine.letters, letters)
-    return None if value is None else _as_factor(engine, value, letters)
+    return compact(engine.mean(view), engine.letters, engine.with_samples(letters))
 
 
-def _as_factor(engine: "Engine", value: Any, letters: tuple[Letter, ...]) -> Factor:
-    value = jnp.asarray(value, engine.dtype)
-    value = value.reshape((1,) * (len(letters) - value.ndim) + value.shape)
-    kept = [i for i, s in enumerate(value.shape) if s != 1]
-    array = jnp.squeeze(value, tuple(i for i in range(value.ndim) if i not in kept))
-    return Factor(array, tuple(engine.letters.identity(letters[i]) for i in kept))
+def _as_factor(engine: "Engine", value: Any, letters: Sequence[Letter]) -> Factor:
+    return as_factor(jnp.asarray(value, engine.dtype), engine.letters, letters)
 
 
 class _Expansion:
@@ -628,7 +629,7 @@ class _Composite:
         for term in line.terms:
             for position in np.ndindex(*term.sums):
                 # Every summed position is a leaf of its own here.
-                at = tuple(_constant_index(k) for k in position)
+                at = tuple(constant(k) for k in position)
                 full = (*view.indices, *at)
                 coefficients = engine.coefficients(view, term, full)
                 if coefficients is None:
@@ -654,10 +655,6 @@ def _added(
     arrays = [materialise((Product(c),), engine.letters, letters) for c in many]
     total = total_of(arrays)
     return None if is_zero(total) else (_as_factor(engine, total, letters),)
-
-
-def _constant_index(value: int) -> Index:
-    return Index((), np.asarray(value))
 
 
 def _at(source: str) -> str:

@@ -43,6 +43,11 @@ def equality(x: Index, y: Index) -> tuple[np.ndarray, tuple[Letter, ...]]:
     return (a == b) & (a >= 0), letters
 
 
+def constant(position: int) -> Index:
+    """The index that is always this position."""
+    return AxisMap((), position)
+
+
 def clipped(index: Index) -> Index:
     """The index with outside positions moved to position zero."""
     return AxisMap(index.letters, np.maximum(index.table, 0))
