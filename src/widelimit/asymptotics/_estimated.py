@@ -48,12 +48,20 @@ class Plan:
     """What is drawn to answer a question.
 
     Attributes:
-        drawn: the families of lines.
-        dimension: how many numbers a sample has.
+        entries: the families of lines, and how many numbers a sample has of each.
     """
 
-    drawn: frozenset[Family] = frozenset()
-    dimension: int = 0
+    entries: tuple[tuple[Family, int], ...] = ()
+
+    @property
+    def drawn(self) -> dict[Family, int]:
+        """The entries of every family."""
+        return dict(self.entries)
+
+    @property
+    def dimension(self) -> int:
+        """How many numbers a sample has."""
+        return sum(self.drawn.values())
 
     def __str__(self) -> str:
         return f"{_SAMPLED} of {self.dimension} variables"
@@ -111,26 +119,26 @@ class Question:
             plan = None
             while plan is None:
                 try:
-                    plan = Plan(drawn, self._dimension(inputs, drawn))
+                    plan = self._needed(inputs, drawn)
                 except NeedsDraws as found:
                     drawn |= found.families
             self._plans[everything] = plan
         return self._plans[everything]
 
-    def _dimension(self, inputs: Inputs, drawn: frozenset[Family]) -> int:
-        used = 0
+    def _needed(self, inputs: Inputs, drawn: frozenset[Family]) -> Plan:
+        plan = Plan()
 
         def run(inputs: Inputs) -> Any:
-            nonlocal used
-            engine = self.engine(inputs, Sampling(2, drawn))
+            nonlocal plan
+            engine = self.engine(inputs, Sampling(2, dict.fromkeys(drawn, 0)))
             found = self._ask(engine)
             assert engine.draws is not None
-            used = engine.draws.dimension
+            plan = Plan(tuple(sorted(engine.draws.used.items())))
             return found
 
         # A new function, so that nothing is found in a cache.
         jax.eval_shape(run, [dict(one) for one in inputs])
-        return used
+        return plan
 
     def asked_engine(self, inputs: Inputs, samples: int) -> Engine:
         """The engine after it was asked, with samples if they are needed.
@@ -205,17 +213,14 @@ class Question:
         self, inputs: Inputs, plan: Plan, points: Any, level: int = 1
     ) -> tuple[Any, Mapping[str, bool]]:
         """The answers from independent points, together, and the routes taken."""
-        found = self._compiled(plan.drawn, level, [dict(i) for i in inputs], points)
-        return _host(found), self._routes[plan.drawn, level]
+        found = self._compiled(plan, level, [dict(i) for i in inputs], points)
+        return _host(found), self._routes[plan, level]
 
-    def _run(
-        self, drawn: frozenset[Family], level: int, inputs: Inputs, points: Any
-    ) -> Any:
-        engine = self.engine(
-            inputs, Sampling(len(points), drawn, points), Accuracy(level)
-        )
+    def _run(self, plan: Plan, level: int, inputs: Inputs, points: Any) -> Any:
+        sampling = Sampling(len(points), plan.drawn, points)
+        engine = self.engine(inputs, sampling, Accuracy(level))
         found = self._ask(engine)
-        self._routes[drawn, level] = engine.routes
+        self._routes[plan, level] = engine.routes
         return found
 
     def _by_formulas(self, inputs: Inputs) -> Any:

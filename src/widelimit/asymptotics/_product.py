@@ -87,11 +87,27 @@ def compact(total: Sum, letters: Letters, out: Sequence[Letter]) -> Factor | Non
     """
     if not total:
         return None
+    if len(total) == 1 and _is_settled(total[0], letters, out):
+        return total[0].factors[0]
     found = [_evaluate(p, letters, out) for p in total]
     read = [a for a in out if any(a in own for _, own in found)]
     first, *rest = (aligned(array, own, read) for array, own in found)
     indices = tuple(letters.identity(a) for a in read)
     return Factor(sum(rest, first), indices)
+
+
+def _is_settled(product: Product, letters: Letters, out: Sequence[Letter]) -> bool:
+    """Whether a product is an array whose axes are letters, in their order."""
+    if len(product.factors) != 1 or product.deltas or product.sums:
+        return False
+    (factor,) = product.factors
+    read = [a for i in factor.indices for a in i.letters if letters.sizes[a] > 1]
+    return (
+        not isinstance(factor.array, np.ndarray)
+        and read == [a for a in out if a in read]
+        and len(read) == len(factor.indices)
+        and all(map(_is_letter, factor.indices, np.shape(factor.array)))
+    )
 
 
 def as_factor(value: Any, letters: Letters, axes: Sequence[Letter]) -> Factor:
@@ -360,7 +376,7 @@ def _contracted(factors: Sequence[Factor], kept: Sequence[Letter]) -> Any:
         return jnp.asarray(arrays[0])
     traced = [a for a in arrays if not isinstance(a, np.ndarray)]
     dtype = jnp.result_type(*traced, jnp.float32) if traced else jnp.result_type(float)
-    arrays = [jnp.asarray(a, dtype) for a in arrays]
+    arrays = [a if a.dtype == dtype else jnp.asarray(a, dtype) for a in arrays]
     if all(len(set(t)) == len(t) and set(t) <= set(target) for t in terms):
         # Nothing is summed: XLA compiles products several times faster than einsums.
         pairs = zip(arrays, terms, strict=True)
