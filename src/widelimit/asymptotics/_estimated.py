@@ -184,12 +184,9 @@ class Question:
             progress: called as `progress(done, all)`.
             everything: draw every family.
         """
-        if not everything and not self._plans:
-            try:
-                return self._by_formulas(inputs)
-            except NeedsDraws:
-                pass
         plan = self.plan(inputs, everything)
+        if not plan.entries:
+            return self._by_formulas(inputs)
         numbers = samples * plan.dimension
         check_size(numbers, samples)
         at_once = REPEATS
