@@ -212,13 +212,11 @@ class Draws:
         self._samples: dict[tuple[int, Ref], Any] = {}
         self._lines: dict[Family, list[tuple[int, Ref]]] = {f: [] for f in self.drawn}
         self._factors: dict[Family, _Factor] = {}
-        start = 0
-        for family, size in (
-            sampling.drawn.items() if sampling.points is not None else ()
-        ):
-            own = lax.slice_in_dim(sampling.points, start, start + size, axis=1)
-            self._factors[family] = _Factor(own.T.astype(engine.dtype))
-            start += size
+        if sampling.points is not None:
+            ends = np.cumsum(list(sampling.drawn.values()))[:-1]
+            points = jnp.split(sampling.points.T.astype(engine.dtype), ends)
+            factors = map(_Factor, points)
+            self._factors = dict(zip(sampling.drawn, factors, strict=False))
 
     @property
     def count(self) -> int:

@@ -144,6 +144,7 @@ class Engine:
         self.taken: dict[tuple[str, int], Route] = {}
         self.measures = False
         self.opaque: set[tuple[int, int]] = set()
+        """Lines, by side, that are no sum of products of others."""
         self._asked = 0
         self._pairs: dict[_Canonical, tuple[Factor | None, tuple[Letter, ...]]] = {}
         self._tensors: dict[tuple[int, int], Any] = {}
@@ -665,7 +666,7 @@ class Engine:
         for x, y in (ordered, ordered[::-1]):
             if self.is_leaf(x.side, x.ref):
                 continue
-            line, found = self.line(x), None
+            line = self.line(x)
             if isinstance(line, LinComb):
                 self.steps.append(Step("linear", u, v))
                 return self._expand(x, line, lambda z, y=y: self.second_given(z, y), y)
@@ -939,7 +940,7 @@ def _scaled(x: Sum, scale: float) -> Sum:
 
 def _place(index: Index, size: int) -> int | None:
     """The only position that an index of an axis reads, None if there is none."""
-    if index.letters and size > 1:
+    if (index.letters and size > 1) or not index.table.size:
         return None
     return int(index.table.flat[0]) if index.is_inside else None
 

@@ -356,7 +356,7 @@ def _einsum(factors: Sequence[Factor], kept: Sequence[Letter]) -> Any:
     scalars = [f.array for f in factors if not f.indices]
     number = math.prod(float(s) for s in scalars if isinstance(s, np.ndarray))
     values = [s for s in scalars if not isinstance(s, np.ndarray)]
-    if number != 1.0 or len(scalars) == len(factors) > len(values):
+    if number != 1.0:
         values.append(number)
     if len(scalars) < len(factors):
         values.append(_contracted([f for f in factors if f.indices], kept))
