@@ -145,16 +145,14 @@ class Question:
 
         It has measured the errors of the routes that it took.
         """
-        engine = self.engine(inputs, FORMULAS)
-        engine.measures = True
-        try:
-            self._ask(engine)
-        except NeedsDraws:
-            plan, each = self.plan(inputs), samples // REPEATS
+        plan, each, sampling = self.plan(inputs), samples // REPEATS, FORMULAS
+        if plan.entries:
             points = self._points(plan, each, (), range(1))[0]
-            engine = self.engine(inputs, Sampling(each, plan.drawn, points))
-            engine.measures = True
-            self._ask(engine)
+            sampling = Sampling(each, plan.drawn, points)
+        engine = self.engine(inputs, sampling)
+        engine.measures = True
+        self._ask(engine)
+        if plan.entries:
             found = jax.tree.leaves(self.answer(inputs, each))
             error = max(relative_error(one) for one in found)
             route = Route(_SAMPLED, plan.dimension, False, 1, error)
