@@ -11,7 +11,7 @@ a network of `count` neurons without its weight matrices.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -63,16 +63,18 @@ class Sampling:
 
     Attributes:
         count: the number of samples.
-        drawn: the families that are drawn, and how many numbers a sample has of each.
-        points: standard normal numbers, (count, dimension), the families side by side;
-            samples are zeros if None, to find how many numbers are needed.
+        drawn: the families that are drawn.
+        points: standard normal numbers, (count, dimension); samples are zeros if None,
+            to find how many numbers are needed.
+        columns: the family that every column of the points is for.
         alone: expectations without a formula over at most so many Gaussians are found
             by points of their own, without a known error.
     """
 
     count: int
-    drawn: Mapping[Family, int] = dataclasses.field(default_factory=dict)
+    drawn: frozenset[Family] = frozenset()
     points: Any = None
+    columns: tuple[Family, ...] = ()
     alone: int = 0
 
 
@@ -201,22 +203,24 @@ class Draws:
     Attributes:
         letter: the sample, an index letter like those of positions.
         drawn: the families that are drawn.
-        used: how many numbers of a sample have been used, of every family.
+        columns: the families of the numbers of a sample, in the order of their use:
+            the first Sobol numbers are the best.
     """
 
     def __init__(self, engine: "Engine", sampling: Sampling) -> None:
         self._engine, self._sampling = engine, sampling
         self.letter: Letter = engine.letters.new(sampling.count)
-        self.drawn = frozenset(sampling.drawn)
-        self.used = dict.fromkeys(sampling.drawn, 0)
+        self.drawn = sampling.drawn
+        self.columns: tuple[Family, ...] = ()
         self._samples: dict[tuple[int, Ref], Any] = {}
         self._lines: dict[Family, list[tuple[int, Ref]]] = {f: [] for f in self.drawn}
         self._factors: dict[Family, _Factor] = {}
         if sampling.points is not None:
-            ends = np.cumsum(list(sampling.drawn.values()))[:-1]
-            points = jnp.split(sampling.points.T.astype(engine.dtype), ends)
-            factors = map(_Factor, points)
-            self._factors = dict(zip(sampling.drawn, factors, strict=False))
+            points, columns = sampling.points.T, np.array(sampling.columns)
+            self._factors = {
+                family: _Factor(points[columns == family].astype(engine.dtype))
+                for family in set(sampling.columns)
+            }
 
     @property
     def count(self) -> int:
@@ -249,7 +253,7 @@ class Draws:
             return self._samples[key]
         check_size(len(own) * self.count, self.count)
         lines.append(key)
-        self.used[family] += len(own)
+        self.columns += (family,) * len(own)
         shape = (*engine.shape(*key), self.count)
         if family not in self._factors:
             return jnp.zeros(shape, engine.dtype)

@@ -48,20 +48,21 @@ class Plan:
     """What is drawn to answer a question.
 
     Attributes:
-        entries: the families of lines, and how many numbers a sample has of each.
+        drawn: the families of lines.
+        columns: the families of the numbers of a sample.
     """
 
-    entries: tuple[tuple[Family, int], ...] = ()
-
-    @property
-    def drawn(self) -> dict[Family, int]:
-        """The entries of every family."""
-        return dict(self.entries)
+    drawn: frozenset[Family] = frozenset()
+    columns: tuple[Family, ...] = ()
 
     @property
     def dimension(self) -> int:
         """How many numbers a sample has."""
-        return sum(self.drawn.values())
+        return len(self.columns)
+
+    def sampling(self, points: Any) -> Sampling:
+        """Samples from points, (samples, dimension)."""
+        return Sampling(len(points), self.drawn, points, self.columns)
 
     def __str__(self) -> str:
         return f"{_SAMPLED} of {self.dimension} variables"
@@ -130,10 +131,10 @@ class Question:
 
         def run(inputs: Inputs) -> Any:
             nonlocal plan
-            engine = self.engine(inputs, Sampling(2, dict.fromkeys(drawn, 0)))
+            engine = self.engine(inputs, Sampling(2, drawn))
             found = self._ask(engine)
             assert engine.draws is not None
-            plan = Plan(tuple(sorted(engine.draws.used.items())))
+            plan = Plan(drawn, engine.draws.columns)
             return found
 
         # A new function, so that nothing is found in a cache.
@@ -146,13 +147,13 @@ class Question:
         It has measured the errors of the routes that it took.
         """
         plan, each, sampling = self.plan(inputs), samples // REPEATS, FORMULAS
-        if plan.entries:
+        if plan.drawn:
             points = self._points(plan, each, (), range(1))[0]
-            sampling = Sampling(each, plan.drawn, points)
+            sampling = plan.sampling(points)
         engine = self.engine(inputs, sampling)
         engine.measures = True
         self._ask(engine)
-        if plan.entries:
+        if plan.drawn:
             found = jax.tree.leaves(self.answer(inputs, each))
             error = max(relative_error(one) for one in found)
             route = Route(_SAMPLED, plan.dimension, False, 1, error)
@@ -161,8 +162,7 @@ class Question:
 
     def sampled(self, inputs: Inputs, plan: Plan, points: Any) -> Any:
         """The answer from these points, (samples, dimension); differentiable."""
-        sampling = Sampling(len(points), plan.drawn, points)
-        return self._ask(self.engine(inputs, sampling))
+        return self._ask(self.engine(inputs, plan.sampling(points)))
 
     def answer(
         self,
@@ -183,7 +183,7 @@ class Question:
             everything: draw every family.
         """
         plan = self.plan(inputs, everything)
-        if not plan.entries:
+        if not plan.drawn:
             return self._by_formulas(inputs)
         numbers = samples * plan.dimension
         check_size(numbers, samples)
@@ -212,8 +212,7 @@ class Question:
         return _host(found), self._routes[plan, level]
 
     def _run(self, plan: Plan, level: int, inputs: Inputs, points: Any) -> Any:
-        sampling = Sampling(len(points), plan.drawn, points)
-        engine = self.engine(inputs, sampling, Accuracy(level))
+        engine = self.engine(inputs, plan.sampling(points), Accuracy(level))
         found = self._ask(engine)
         self._routes[plan, level] = engine.routes
         return found
