@@ -9,6 +9,7 @@ import pytest
 from marks import slow_except
 
 import widelimit as wl
+from widelimit import gaussian
 from widelimit.asymptotics import semidefinite_root
 
 n = wl.width("n")
@@ -191,6 +192,24 @@ def test_formulas_beside_samples_are_kept_while_they_are_few(monkeypatch):
     assert "Hermite" in few.route
     assert "Hermite" not in many.route
     assert in_errors(few, many) < 4.5
+
+
+def test_a_recursion_asks_a_few_expectations_a_pair_of_steps(monkeypatch):
+    net, asked, expect = wl.limit(gru, weights(*"zrh")), [], gaussian.expect
+
+    def counted(functions, *args, **kwargs):
+        asked.append(functions)
+        return expect(functions, *args, **kwargs)
+
+    monkeypatch.setattr(gaussian, "expect", counted)
+    counts = []
+    for steps in (4, 8):
+        x = jnp.ones((1, steps, 4))
+        question, inputs = net._sampled.question(x, None, float, ("nngp",))
+        question.plan(inputs)
+        counts.append(len(asked))
+        asked.clear()
+    assert counts[1] < 4.5 * counts[0]
 
 
 def test_the_error_falls_with_samples_and_is_reached_or_told():

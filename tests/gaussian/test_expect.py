@@ -272,6 +272,24 @@ def test_linear_leaf_is_integrated_out():
     assert abs(found.value - exact) < 1e-13
 
 
+def test_two_functions_of_one_leaf_are_a_pair():
+    f = [from_callable(jax.lax.erf, 1), from_callable(lambda x: 1 + jax.lax.erf(x), 1)]
+    assert is_exact(f, 1)
+    found = [
+        jax.value_and_grad(lambda a: expect(f, [0.2], [[a]]))(a) for a in (0.0, 2.0)
+    ]
+    x, w = np.polynomial.hermite_e.hermegauss(200)
+    for (value, slope), a in zip(found, (0.0, 2.0), strict=True):
+        at = 0.2 + np.sqrt(a) * x
+        first = np.asarray(jax.lax.erf(at))
+        exact = np.sum(first * (1 + first) * w) / np.sqrt(2 * np.pi)
+        assert abs(value - exact) < 1e-12
+        # Price's theorem: half the mean of the second derivative.
+        bell = 2 / np.sqrt(np.pi) * np.exp(-(at**2))
+        second = 2 * bell**2 - 2 * at * bell * (1 + 2 * first)
+        assert abs(slope - 0.5 * np.sum(second * w) / np.sqrt(2 * np.pi)) < 1e-10
+
+
 def test_sums_are_multiplied_out():
     f = from_callable(lambda x, y: (jnp.tanh(x) - jnp.tanh(y)) * jnp.tanh(y), 2)
     assert route([f], 2) == "Hermite series * quadrature"

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.scipy.linalg import solve_triangular
 
 from .._errors import UnsupportedError
 from ..gaussian import safe_divide, safe_sqrt
@@ -43,9 +44,6 @@ Family = int
 MAX_NUMBERS = 2**27
 """The most numbers in one array of samples: 1 GiB in double precision."""
 
-# Entries of a family for which there is room at first.
-_ROOM = 32
-
 
 class NeedsDraws(Exception):
     """Raised where an expectation over these families has no formula.
@@ -66,8 +64,9 @@ class Sampling:
     Attributes:
         count: the number of samples.
         drawn: the families that are drawn.
-        points: standard normal numbers, (count, dimension) of a dimension that is at
-            least the number of drawn entries; zeros if None, to find that dimension.
+        points: standard normal numbers, (count, dimension); samples are zeros if None,
+            to find how many numbers are needed.
+        columns: the family that every column of the points is for.
         alone: expectations without a formula over at most so many Gaussians are found
             by points of their own, without a known error.
     """
@@ -75,6 +74,7 @@ class Sampling:
     count: int
     drawn: frozenset[Family] = frozenset()
     points: Any = None
+    columns: tuple[Family, ...] = ()
     alone: int = 0
 
 
@@ -202,16 +202,25 @@ class Draws:
 
     Attributes:
         letter: the sample, an index letter like those of positions.
-        dimension: how many columns of the points have been used.
+        drawn: the families that are drawn.
+        columns: the families of the numbers of a sample, in the order of their use:
+            the first Sobol numbers are the best.
     """
 
     def __init__(self, engine: "Engine", sampling: Sampling) -> None:
         self._engine, self._sampling = engine, sampling
         self.letter: Letter = engine.letters.new(sampling.count)
         self.drawn = sampling.drawn
-        self.dimension = 0
+        self.columns: tuple[Family, ...] = ()
         self._samples: dict[tuple[int, Ref], Any] = {}
-        self._known: dict[Family, _Known] = {}
+        self._lines: dict[Family, list[tuple[int, Ref]]] = {f: [] for f in self.drawn}
+        self._factors: dict[Family, _Factor] = {}
+        if sampling.points is not None:
+            points, columns = sampling.points.T, np.array(sampling.columns)
+            self._factors = {
+                family: _Factor(points[columns == family].astype(engine.dtype))
+                for family in set(sampling.columns)
+            }
 
     @property
     def count(self) -> int:
@@ -233,23 +242,22 @@ class Draws:
     def _draw(self, key: tuple[int, Ref]) -> Any:
         """The next line of a family, given those drawn before: by Cholesky's rows."""
         engine = self._engine
-        known = self._known.setdefault(engine.families.of(*key), _Known())
+        family = engine.families.of(*key)
+        lines = self._lines[family]
         own = self._covariance(key, key)
         across: list[Any] = []
-        while len(across) < len(known.lines):
+        while len(across) < len(lines):
             # A covariance may draw other lines of the family first.
-            across.append(self._covariance(key, known.lines[len(across)]))
+            across.append(self._covariance(key, lines[len(across)]))
         if key in self._samples:
             return self._samples[key]
         check_size(len(own) * self.count, self.count)
-        points = self._points(len(own))
-        known.reserve(len(own), points)
-        rows = solve_rows(known.root, known.row(across, own))
-        corner = semidefinite_root(own - rows @ rows.T, jnp.diagonal(own))
-        centred = known.points @ rows.T + points @ corner.T
-        known.append(key, rows, corner, points)
-        shape = engine.shape(*key)
-        value = jnp.reshape(centred.T, (*shape, self.count))
+        lines.append(key)
+        self.columns += (family,) * len(own)
+        shape = (*engine.shape(*key), self.count)
+        if family not in self._factors:
+            return jnp.zeros(shape, engine.dtype)
+        value = jnp.reshape(self._factors[family].draw(across, own), shape)
         mean = engine.law_mean_array(*key)
         return value if mean is None else value + mean[..., None]
 
@@ -262,67 +270,58 @@ class Draws:
             return jnp.zeros((rows, cols), engine.dtype)
         return jnp.reshape(found, (rows, cols)).astype(engine.dtype)
 
-    def _points(self, dimension: int) -> Any:
-        start, points = self.dimension, self._sampling.points
-        self.dimension += dimension
-        if points is None:
-            return jnp.zeros((self.count, dimension), self._engine.dtype)
-        # With the start as an argument: eager slices compile once for each.
-        found = lax.dynamic_slice_in_dim(points, np.int32(start), dimension, 1)
-        return found.astype(self._engine.dtype)
 
+class _Factor:
+    """The Cholesky factor of the lines of a family, row by row.
 
-class _Known:
-    """The lines of a family that are drawn, their Cholesky factor and their points.
+    It has room for all of them, with ones on the diagonal where there is nothing yet.
 
-    Both have room for more lines than there are, where they are zero: an eager
-    operation is compiled for every new shape.
-
-    Attributes:
-        lines: the lines.
-        root: the lower triangular factor of all of them.
-        points: the points of all of them, (count, entries).
+    Args:
+        points: standard normal numbers, (entries, count).
     """
 
-    def __init__(self) -> None:
-        self.lines: list[tuple[int, Ref]] = []
-        self.root: Any = None
-        self.points: Any = None
-        self._used = 0
+    def __init__(self, points: Any) -> None:
+        self._points, self._start = points, 0
+        self._root = jnp.eye(len(points), dtype=points.dtype)
+        self._live = jnp.ones(len(points), points.dtype)
 
-    def reserve(self, entries: int, points: Any) -> None:
-        """Make room for more entries, with points like these."""
-        size, more = 0 if self.root is None else len(self.root), 0
-        while size + more < self._used + entries:
-            more += _ROOM if size + more < 4 * _ROOM else 4 * _ROOM
-        if self.root is None:
-            self.root = jnp.zeros((more, more), points.dtype)
-            self.points = jnp.zeros((len(points), more), points.dtype)
-        elif more:
-            self.root = jnp.pad(self.root, (0, more))
-            self.points = jnp.pad(self.points, ((0, 0), (0, more)))
+    def draw(self, across: Sequence[Any], own: Any) -> Any:
+        """Samples of a line, (its entries, count).
 
-    def row(self, across: Sequence[Any], own: Any) -> Any:
-        """The covariances of a new line with all lines, side by side."""
-        found, start = jnp.zeros((len(own), len(self.root)), own.dtype), 0
-        for block in across:
-            found = _written(found, block, 0, start)
-            start += block.shape[1]
-        return found
+        Args:
+            across: its covariances with the lines before it.
+            own: its covariance.
+        """
+        start, size = self._start, len(own)
+        rows = jnp.zeros((size, len(self._root)), own.dtype)
+        if across:
+            rest = jnp.zeros((size, len(self._root) - start), own.dtype)
+            known = jnp.concatenate([*across, rest], axis=1)
+            rows = solve_triangular(self._root, known.T, lower=True).T * self._live
+        corner = semidefinite_root(own - _dot(rows, rows.T), _diagonal(own))
+        rows = _written(rows, corner, 0, start)
+        # What is a function of the lines before has no point of its own.
+        live = (_diagonal(corner) > 0).astype(own.dtype)
+        self._root = _written(self._root, rows, start, 0)
+        self._root = _written(
+            self._root, corner + (1 - live) * np.eye(size), start, start
+        )
+        self._live = lax.dynamic_update_slice(self._live, live, (np.int32(start),))
+        self._start += size
+        return _dot(rows, self._points)
 
-    def append(self, key: tuple[int, Ref], rows: Any, corner: Any, points: Any) -> None:
-        """Add a line: its rows of the factor, and its points."""
-        start = self._used
-        self.root = _written(self.root, rows, start, 0)
-        self.root = _written(self.root, corner, start, start)
-        self.points = _written(self.points, points, 0, start)
-        self.lines.append(key)
-        self._used += len(corner)
+
+def _diagonal(matrix: Any) -> Any:
+    """As a slice, which XLA compiles faster than a gather."""
+    return jnp.reshape(matrix, -1)[:: len(matrix) + 1]
+
+
+def _dot(x: Any, y: Any) -> Any:
+    return jnp.dot(x, y, precision=lax.Precision.HIGHEST)
 
 
 def _written(whole: Any, block: Any, row: int, column: int) -> Any:
     """A matrix with a block in the place of what it had there."""
-    block = block.astype(whole.dtype)
     return lax.dynamic_update_slice(whole, block, (np.int32(row), np.int32(column)))
 
 
@@ -344,10 +343,12 @@ def semidefinite_root(matrix: Any, scale: Any | None = None) -> Any:
     makes a zero column. The derivative through such a pivot is zero, never NaN.
     """
     size = len(matrix)
-    noise = 16 * max(size, 8) * float(jnp.finfo(matrix.dtype).eps)
-    tolerance = noise * (jnp.diagonal(matrix) if scale is None else scale)
     if size == 0:
         return matrix
+    noise = 16 * max(size, 8) * float(jnp.finfo(matrix.dtype).eps)
+    tolerance = noise * (_diagonal(matrix) if scale is None else scale)
+    if size == 1:
+        return safe_sqrt(jnp.where(matrix > tolerance, matrix, 0))
 
     def column(rest: Any, i: Any) -> tuple[Any, Any]:
         pivot = rest[i, i]
@@ -358,13 +359,3 @@ def semidefinite_root(matrix: Any, scale: Any | None = None) -> Any:
 
     _, columns = lax.scan(column, matrix, np.arange(size))
     return columns.T
-
-
-def solve_rows(root: Any, cov: Any) -> Any:
-    """The rows X with X root^T = cov; zero where the root has a zero column."""
-    if root.shape[0] == 0:
-        return cov
-    pivots = jnp.diagonal(root)
-    safe = root + jnp.diag(jnp.where(pivots == 0, 1.0, 0.0).astype(root.dtype))
-    found = jax.scipy.linalg.solve_triangular(safe, cov.T, lower=True).T
-    return jnp.where(pivots == 0, 0.0, found)

@@ -66,9 +66,19 @@ from ._draws import (
     check_size,
     is_gaussian,
 )
-from ._expectation import expectation
-from ._index import Index, Letter, Letters, View, equality
-from ._product import Factor, Product, Sum, aligned, is_zero, materialise, total_of
+from ._expectation import by_parts, expectation
+from ._index import Index, Letter, Letters, View, constant, equality
+from ._product import (
+    Factor,
+    Product,
+    Sum,
+    aligned,
+    as_factor,
+    compact,
+    is_zero,
+    materialise,
+    total_of,
+)
 from ._route import Route
 
 ZERO: Sum = ()
@@ -142,10 +152,14 @@ class Engine:
         self.steps: list[Step] = []
         self.taken: dict[tuple[str, int], Route] = {}
         self.measures = False
+        self.opaque: set[tuple[int, int]] = set()
+        """Lines, by side, that are no sum of products of others."""
         self._asked = 0
-        self._pairs: dict[_Canonical, tuple[Any, tuple[Letter, ...]]] = {}
+        self._pairs: dict[_Canonical, tuple[Factor | None, tuple[Letter, ...]]] = {}
         self._tensors: dict[tuple[int, int], Any] = {}
-        self._means: dict[tuple[int, int], Any] = {}
+        self._means: dict[
+            tuple[int, int], tuple[Factor | None, tuple[Letter, ...]]
+        ] = {}
         parities, programs = Parities(), [s.program for s in self.sides]
         self._parities = [parities.of(p) for p in programs]
         self.families = Families(programs, self._parities)
@@ -342,10 +356,7 @@ class Engine:
     def mean(self, u: View) -> Sum:
         """E Z^u over the letters of the view, given the draws."""
         if self.is_drawn(u.side, u.ref):
-            assert self.draws is not None
-            letter = self.letters.identity(self.draws.letter)
-            sample = self.draws.sample(u.side, u.ref)
-            return (Product((Factor(sample, (*u.indices, letter)),)),)
+            return self._known_mean(u, self._sample)
         if self._parity_given(u).odd:
             return ZERO
         line = self.line(u)
@@ -412,7 +423,7 @@ class Engine:
             letters = tuple(self.letters.new(s) for s in self.shape(side, ref))
             indices = tuple(self.letters.identity(a) for a in letters)
             self.steps.append(Step("moment", View(side, ref, indices), None))
-            total = self.averaged(expectation(self, [(side, line, indices)], letters))
+            total = self.averaged(expectation(self, [(side, line, indices)]))
             return self._full(materialise(total, self.letters, letters), letters)
         assert isinstance(line, Map)
         match line.op:
@@ -662,67 +673,81 @@ class Engine:
         return (Product((Factor(line.mean.value.astype(self.dtype), u.indices),)),)
 
     def _second_now(self, u: View, v: View) -> Sum:
-        for x, y in ((u, v), (v, u)):
+        # The later line first: all that it is made of is asked beside the other one.
+        ordered = sorted((v, u), key=lambda x: x.ref, reverse=True)
+        for x, y in (ordered, ordered[::-1]):
+            if self.is_leaf(x.side, x.ref):
+                continue
             line = self.line(x)
-            if isinstance(line, LinComb) and not self.is_leaf(x.side, x.ref):
+            if isinstance(line, LinComb):
                 self.steps.append(Step("linear", u, v))
                 return self._expand(x, line, lambda z, y=y: self.second_given(z, y), y)
+            if (found := by_parts(self, x, y)) is not None:
+                self.steps.append(Step("nonlin", u, v))
+                return found
         self.steps.append(Step("nonlin", u, v))
-        out = sorted({a for x in (u, v) for i in x.indices for a in i.letters})
         pair = [(x.side, x.ref, x.indices) for x in (u, v)]
-        return expectation(self, pair, tuple(out))
+        return expectation(self, pair)
 
     def _combination_mean(self, u: View, line: LinComb) -> Sum:
         """Found once for every line: recursions read what is before them twice."""
         key = (u.side, u.ref)
-        if key in self._means and self._means[key] is None:
-            return ZERO
-        if key not in self._means or self._lazy(line):
+        if key not in self._means:
             total = self._expand(u, line, self.mean, None, constants=True)
-            if not total:
-                self._means[key] = None
-            if self._lazy(line) or not any(f.indices for p in total for f in p.factors):
+            if total and (
+                self._lazy(line) or not any(f.indices for p in total for f in p.factors)
+            ):
                 return total
-            view, letters = self.view(u.ref, u.side)
-            total = self._expand(view, line, self.mean, None, constants=True)
-            self._means[key] = self._kept(total, letters)
-        return self._read(self._means[key], u.indices)
+        return self._known_mean(
+            u, lambda x: self._expand(x, line, self.mean, None, constants=True)
+        )
 
     def _nonlin_mean(self, u: View) -> Sum:
+        return self._known_mean(u, self._nonlin_mean_now)
+
+    def _nonlin_mean_now(self, u: View) -> Sum:
+        self.steps.append(Step("mean", u, None))
+        return expectation(self, [(u.side, u.ref, u.indices)])
+
+    def _sample(self, u: View) -> Sum:
+        assert self.draws is not None
+        indices = (*u.indices, self.letters.identity(self.draws.letter))
+        return (Product((Factor(self.draws.sample(u.side, u.ref), indices),)),)
+
+    def _known_mean(self, u: View, compute: Callable[[View], Sum]) -> Sum:
+        """A mean at all positions, computed once, read at those asked."""
         key = (u.side, u.ref)
         if key not in self._means:
             view, letters = self.view(u.ref, u.side)
-            self.steps.append(Step("mean", view, None))
-            total = expectation(self, [(u.side, u.ref, view.indices)], letters)
-            self._means[key] = self._kept(total, letters)
-        return self._read(self._means[key], u.indices)
+            self._means[key] = self._compact(compute(view), letters), letters
+        found, letters = self._means[key]
+        return self._read(found, letters, u.indices)
 
     def with_samples(self, letters: Sequence[Letter]) -> tuple[Letter, ...]:
         """The letters that a number given the draws can have."""
         return (*letters, *([] if self.draws is None else [self.draws.letter]))
 
-    def _kept(self, total: Sum, letters: Sequence[Letter]) -> Any:
-        """The array of a mean given the draws, the samples its last axis if any."""
-        value = materialise(total, self.letters, self.with_samples(letters))
-        if value is None or self.draws is None:
-            return self._full(value, letters)
-        sizes = (self.letters.sizes[a] for a in letters)
-        return jnp.broadcast_to(self._checked(value), (*sizes, value.shape[-1]))
+    def _compact(self, total: Sum, letters: Sequence[Letter]) -> Factor | None:
+        """A number at letters and given the draws."""
+        found = compact(total, self.letters, self.with_samples(letters))
+        if found is not None and self.draws is not None:
+            check_size(np.size(found.array), self.draws.count)
+        return found
 
-    def _checked(self, value: Any) -> Any:
-        if self.draws is not None:
-            check_size(value.size, self.draws.count)
-        return value
-
-    def _read(self, value: Any, indices: Sequence[Index]) -> Sum:
-        if value is None:
+    def _read(
+        self, found: Factor | None, letters: Sequence[Letter], at: Sequence[Index]
+    ) -> Sum:
+        """What was found at letters, read at indices in their place."""
+        if found is None:
             return ZERO
-        if self.draws is not None:
-            if value.shape[-1] == 1:
-                value = jnp.squeeze(value, -1)
-            else:
-                indices = (*indices, self.letters.identity(self.draws.letter))
-        return (Product((Factor(value, tuple(indices)),)),)
+        place = dict(zip(letters, at, strict=True))
+        read = tuple(place.get(i.letters[0], i) for i in found.indices)
+        outside = [
+            Factor((index.table >= 0).astype(float), self.plain(index.letters))
+            for letter, index in place.items()
+            if letter not in found.letters() and not index.is_inside
+        ]
+        return (Product((Factor(found.array, read), *outside)),)
 
     # The memo -------------------------------------------------------------------------
 
@@ -742,27 +767,11 @@ class Engine:
             out += [
                 i.letters[0] for i in letters_v if i.letters and i.letters[0] not in out
             ]
-            everything = self.with_samples(out)
-            value = materialise(compute(x, y), self.letters, everything)
-            if value is not None:
-                value = self._exact_diagonal(
-                    what, u, v, letters_u, letters_v, everything, self._checked(value)
-                )
-            self._pairs[key] = (value, tuple(out))
-        value, out = self._pairs[key]
-        if value is None:
-            return ZERO
-        if self.draws is not None:
-            read = [*read, self.letters.identity(self.draws.letter)]
-        kept = [i for i, s in enumerate(value.shape) if s != 1]
-        dropped = tuple(i for i in range(value.ndim) if i not in kept)
-        outside = [
-            Factor((read[i].table >= 0).astype(float), self.plain(read[i].letters))
-            for i in dropped
-            if not read[i].is_inside
-        ]
-        array = jnp.squeeze(value, dropped)
-        return (Product((Factor(array, tuple(read[i] for i in kept)), *outside)),)
+            found = self._compact(compute(x, y), out)
+            if what == "second" and found is not None:
+                found = self._exact_diagonal(x, y, out, found)
+            self._pairs[key] = found, tuple(out)
+        return self._read(*self._pairs[key], read)
 
     def _canonical(
         self, what: str, u: View, v: View
@@ -775,9 +784,9 @@ class Engine:
         at_v: list[Index | None] = [None] * len(shape_v)
         read: list[Index] = []
         for i, index in enumerate(u.indices):
-            if not index.letters and index.table >= 0:
-                axes_u.append(("fixed", int(index.table)))
-                at_u.append(index)
+            if (place := _place(index, shape_u[i])) is not None:
+                axes_u.append(("fixed", place))
+                at_u.append(constant(place))
                 continue
             letter = self.letters.new(shape_u[i])
             at_u.append(self.letters.identity(letter))
@@ -799,9 +808,9 @@ class Engine:
         for j, index in enumerate(v.indices):
             if at_v[j] is not None:
                 continue
-            if not index.letters and index.table >= 0:
-                axes_v[j] = ("fixed", int(index.table))
-                at_v[j] = index
+            if (place := _place(index, shape_v[j])) is not None:
+                axes_v[j] = ("fixed", place)
+                at_v[j] = constant(place)
             else:
                 at_v[j] = self.letters.identity(self.letters.new(shape_v[j]))
                 read.append(index)
@@ -811,34 +820,26 @@ class Engine:
         return key, tuple(at_u), tuple(i for i in at_v if i is not None), read
 
     def _exact_diagonal(
-        self,
-        what: str,
-        u: View,
-        v: View,
-        at_u: tuple[Index, ...],
-        at_v: tuple[Index, ...],
-        out: Sequence[Letter],
-        value: Any,
-    ) -> Any:
+        self, u: View, v: View, out: Sequence[Letter], found: Factor
+    ) -> Factor:
         """Equal positions of one line are one variable: no formula at rho = 1."""
-        if (u.side, u.ref) != (v.side, v.ref) or at_u == at_v or what != "second":
-            return value
-        if any(not i.letters or not j.letters for i, j in zip(at_u, at_v, strict=True)):
-            return value
-        exact = self._memo(
-            what, View(u.side, u.ref, at_u), View(u.side, u.ref, at_u), self._second_now
-        )
-        diagonal = materialise(exact, self.letters, out)
+        if (u.side, u.ref) != (v.side, v.ref) or u.indices == v.indices:
+            return found
+        pairs = list(zip(u.indices, v.indices, strict=True))
+        if any(i != j and not (i.letters and j.letters) for i, j in pairs):
+            return found
+        everything = self.with_samples(out)
+        exact = self._memo("second", u, u, self._second_now)
+        diagonal = materialise(exact, self.letters, everything)
         if diagonal is None:
-            return value
-        mask = np.ones((1,) * len(out), bool)
-        for i, j in zip(at_u, at_v, strict=True):
+            return found
+        mask = np.ones((1,) * len(everything), bool)
+        for i, j in pairs:
             if i != j:
-                p, q = out.index(i.letters[0]), out.index(j.letters[0])
-                shape = [1] * len(out)
-                shape[p], shape[q] = i.table.size, j.table.size
-                mask = mask & np.eye(i.table.size, dtype=bool).reshape(shape)
-        return jnp.where(mask, diagonal, value)
+                eye, axes = np.eye(i.table.size, dtype=bool), i.letters + j.letters
+                mask = mask & aligned(eye, axes, everything)
+        value = materialise((Product((found,)),), self.letters, everything)
+        return as_factor(jnp.where(mask, diagonal, value), self.letters, everything)
 
     # Small questions ------------------------------------------------------------------
 
@@ -947,6 +948,13 @@ def _times(x: Sum, y: Sum) -> Sum:
 
 def _scaled(x: Sum, scale: float) -> Sum:
     return tuple(p.times(Factor(np.asarray(scale), ())) for p in x)
+
+
+def _place(index: Index, size: int) -> int | None:
+    """The only position that an index of an axis reads, None if there is none."""
+    if (index.letters and size > 1) or not index.table.size:
+        return None
+    return int(index.table.flat[0]) if index.is_inside else None
 
 
 def _disjoint(u: View, v: View) -> bool:

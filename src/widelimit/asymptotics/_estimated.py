@@ -52,11 +52,20 @@ class Plan:
 
     Attributes:
         drawn: the families of lines.
-        dimension: how many numbers a sample has.
+        columns: the families of the numbers of a sample.
     """
 
     drawn: frozenset[Family] = frozenset()
-    dimension: int = 0
+    columns: tuple[Family, ...] = ()
+
+    @property
+    def dimension(self) -> int:
+        """How many numbers a sample has."""
+        return len(self.columns)
+
+    def sampling(self, points: Any) -> Sampling:
+        """Samples from points, (samples, dimension)."""
+        return Sampling(len(points), self.drawn, points, self.columns)
 
     def __str__(self) -> str:
         return f"{_SAMPLED} of {self.dimension} variables"
@@ -135,42 +144,40 @@ class Question:
             plan = None
             while plan is None:
                 try:
-                    plan = Plan(drawn, self._dimension(inputs, drawn))
+                    plan = self._needed(inputs, drawn)
                 except NeedsDraws as found:
                     drawn |= found.families
             self._plans[everything] = plan
         return self._plans[everything]
 
-    def _dimension(self, inputs: Inputs, drawn: frozenset[Family]) -> int:
-        used = 0
+    def _needed(self, inputs: Inputs, drawn: frozenset[Family]) -> Plan:
+        plan = Plan()
 
         def run(inputs: Inputs) -> Any:
-            nonlocal used
+            nonlocal plan
             engine = self.engine(inputs, Sampling(2, drawn))
             found = self._ask(engine)
             assert engine.draws is not None
-            used = engine.draws.dimension
+            plan = Plan(drawn, engine.draws.columns)
             return found
 
         # A new function, so that nothing is found in a cache.
         jax.eval_shape(run, [dict(one) for one in inputs])
-        return used
+        return plan
 
     def asked_engine(self, inputs: Inputs, samples: int) -> Engine:
         """The engine after it was asked, with samples if they are needed.
 
         It has measured the errors of the routes that it took.
         """
-        engine = self.engine(inputs, FORMULAS)
-        engine.measures = True
-        try:
-            self._ask(engine)
-        except NeedsDraws:
-            plan, each = self.plan(inputs), samples // REPEATS
+        plan, each, sampling = self.plan(inputs), samples // REPEATS, FORMULAS
+        if plan.drawn:
             points = self._points(plan, each, (), range(1))[0]
-            engine = self.engine(inputs, Sampling(each, plan.drawn, points))
-            engine.measures = True
-            self._ask(engine)
+            sampling = plan.sampling(points)
+        engine = self.engine(inputs, sampling)
+        engine.measures = True
+        self._ask(engine)
+        if plan.drawn:
             found = jax.tree.leaves(self.answer(inputs, each))
             error = max(relative_error(one) for one in found)
             route = Route(_SAMPLED, plan.dimension, False, 1, error)
@@ -179,8 +186,7 @@ class Question:
 
     def sampled(self, inputs: Inputs, plan: Plan, points: Any) -> Any:
         """The answer from these points, (samples, dimension); differentiable."""
-        sampling = Sampling(len(points), plan.drawn, points)
-        return self._ask(self.engine(inputs, sampling))
+        return self._ask(self.engine(inputs, plan.sampling(points)))
 
     def answer(
         self,
@@ -200,13 +206,10 @@ class Question:
             progress: called as `progress(done, all)`.
             everything: draw every family.
         """
-        if not everything and not self._plans:
-            try:
-                return self._by_formulas(inputs)
-            except NeedsDraws:
-                pass
-        self.check_exists(inputs)
         plan = self.plan(inputs, everything)
+        if not plan.drawn:
+            return self._by_formulas(inputs)
+        self.check_exists(inputs)
         numbers = samples * plan.dimension
         check_size(numbers, samples)
         at_once = REPEATS
@@ -230,17 +233,13 @@ class Question:
         self, inputs: Inputs, plan: Plan, points: Any, level: int = 1
     ) -> tuple[Any, Mapping[str, bool]]:
         """The answers from independent points, together, and the routes taken."""
-        found = self._compiled(plan.drawn, level, [dict(i) for i in inputs], points)
-        return _host(found), self._routes[plan.drawn, level]
+        found = self._compiled(plan, level, [dict(i) for i in inputs], points)
+        return _host(found), self._routes[plan, level]
 
-    def _run(
-        self, drawn: frozenset[Family], level: int, inputs: Inputs, points: Any
-    ) -> Any:
-        engine = self.engine(
-            inputs, Sampling(len(points), drawn, points), Accuracy(level)
-        )
+    def _run(self, plan: Plan, level: int, inputs: Inputs, points: Any) -> Any:
+        engine = self.engine(inputs, plan.sampling(points), Accuracy(level))
         found = self._ask(engine)
-        self._routes[drawn, level] = engine.routes
+        self._routes[plan, level] = engine.routes
         return found
 
     def _by_formulas(self, inputs: Inputs) -> Any:

@@ -26,8 +26,17 @@ from .._errors import UnsupportedError
 from ..program import LinComb, Moment, Nonlin, appearance, compose
 from ..scalar import Arg, Call, Const, Expr
 from ._draws import Family, NeedsDraws
-from ._index import Index, Letter, View, clipped
-from ._product import Factor, Product, Sum, is_zero, materialise, total_of
+from ._index import Index, Letter, View, clipped, constant
+from ._product import (
+    Factor,
+    Product,
+    Sum,
+    as_factor,
+    compact,
+    is_zero,
+    materialise,
+    total_of,
+)
 from ._route import COARSE
 
 if TYPE_CHECKING:
@@ -71,18 +80,46 @@ class Piece:
         )
 
 
-def expectation(engine: "Engine", asked: Sequence[Asked], out: Sequence[Letter]) -> Sum:
-    """E of the product of the lines asked for, over the letters `out`."""
+def expectation(engine: "Engine", asked: Sequence[Asked]) -> Sum:
+    """E of the product of the lines asked for, over the letters of their indices."""
     pieces = [Piece()]
     for one in asked:
         pieces = [p * q for p in pieces for q in _Expansion(engine).asked(one)]
+    return _total(engine, pieces)
+
+
+def by_parts(engine: "Engine", u: View, v: View) -> Sum | None:
+    """E[Z^u Z^v] with only u taken apart; None if it is no sum of products of lines.
+
+    What is asked of its parts and v is remembered: a recursion costs a step a pair.
+    """
+    parts = _parts(engine, u)
+    if parts is None:
+        return None
+    whole = _Expansion(engine).view(v)
+    return _total(engine, [p * q for p in parts for q in whole])
+
+
+def _parts(engine: "Engine", view: View) -> list[Piece] | None:
+    """A line as a sum of products of whole lines, None where it is none."""
+    key = (view.side, view.ref)
+    if key in engine.opaque:
+        return None
+    pieces = _Expansion(engine).opened(view)
+    if all(a.fn == Arg(0) for p in pieces for a in p.atoms):
+        return pieces
+    engine.opaque.add(key)
+    return None
+
+
+def _total(engine: "Engine", pieces: Sequence[Piece]) -> Sum:
     total: Sum = ()
     for piece in pieces:
-        total += _settled(engine, piece, tuple(out))
+        total += _settled(engine, piece)
     return total
 
 
-def _settled(engine: "Engine", piece: Piece, out: tuple[Letter, ...]) -> Sum:
+def _settled(engine: "Engine", piece: Piece) -> Sum:
     """The mean of a piece: whole lines are asked for, or taken apart if need be."""
     found: Sum = (Product(piece.factors, (), piece.sums),)
     left: list[Atom] = []
@@ -94,22 +131,26 @@ def _settled(engine: "Engine", piece: Piece, out: tuple[Letter, ...]) -> Sum:
             one = engine.second_given(*views) if views[1:] else engine.mean(*views)
             found = tuple(p.with_product(q) for p in found for q in one)
         else:
-            latest = max(whole, key=lambda view: (view.ref, view.side))
-            opened = _Expansion(engine).asked((latest.side, latest.ref, latest.indices))
+            view, parts = _latest(engine, whole)
             rest = list(piece.whole)
-            rest.remove(latest)
+            rest.remove(view)
             piece = dataclasses.replace(piece, whole=tuple(rest))
-            total: Sum = ()
-            for one in opened:
-                total += _settled(engine, piece * one, out)
-            return total
+            return _total(engine, [piece * one for one in parts])
         if not found:
             return ()
     if not left:
         return found
-    letters = tuple(dict.fromkeys((*engine.with_samples(out), *piece.sums)))
-    factors = _atoms(engine, left, letters)
+    factors = _atoms(engine, left)
     return () if factors is None else tuple(p.times(*factors) for p in found)
+
+
+def _latest(engine: "Engine", whole: Sequence[View]) -> tuple[View, list[Piece]]:
+    """The latest line that is a sum of products, or the latest at all, taken apart."""
+    ordered = sorted(whole, key=lambda view: (view.ref, view.side), reverse=True)
+    for view in ordered:
+        if (parts := _parts(engine, view)) is not None:
+            return view, parts
+    return ordered[0], _Expansion(engine).opened(ordered[0])
 
 
 _Apart = tuple[list[Atom], list[View]]
@@ -135,9 +176,7 @@ def _apart(engine: "Engine", piece: Piece) -> list[_Apart]:
     return [one for _, one in groups]
 
 
-def _atoms(
-    engine: "Engine", atoms: Sequence[Atom], letters: tuple[Letter, ...]
-) -> tuple[Factor, ...] | None:
+def _atoms(engine: "Engine", atoms: Sequence[Atom]) -> tuple[Factor, ...] | None:
     """The mean of a product of atoms, a factor a group; None for zero."""
     leaves: dict[tuple[Any, ...], int] = {}
     views: list[View] = []
@@ -151,6 +190,9 @@ def _atoms(
                 views.append(view)
             numbers.append(leaves[key])
         placed.append((atom, tuple(numbers)))
+    read = {a for view in views for i in view.indices for a in i.letters}
+    read.update(a for atom in atoms for f in atom.params for a in f.letters())
+    letters = tuple(sorted(read))
     moments = _Moments(engine, views, letters)
     factors: list[Factor] = []
     for group in _groups(placed, moments):
@@ -366,17 +408,11 @@ def _value(
 def _mean(engine: "Engine", view: View) -> Factor | None:
     """The mean of a line; None for a structural zero."""
     letters = sorted({a for i in view.indices for a in i.letters})
-    letters = engine.with_samples(letters)
-    value = materialise(engine.mean(view), engine.letters, letters)
-    return None if value is None else _as_factor(engine, value, letters)
+    return compact(engine.mean(view), engine.letters, engine.with_samples(letters))
 
 
-def _as_factor(engine: "Engine", value: Any, letters: tuple[Letter, ...]) -> Factor:
-    value = jnp.asarray(value, engine.dtype)
-    value = value.reshape((1,) * (len(letters) - value.ndim) + value.shape)
-    kept = [i for i, s in enumerate(value.shape) if s != 1]
-    array = jnp.squeeze(value, tuple(i for i in range(value.ndim) if i not in kept))
-    return Factor(array, tuple(engine.letters.identity(letters[i]) for i in kept))
+def _as_factor(engine: "Engine", value: Any, letters: Sequence[Letter]) -> Factor:
+    return as_factor(jnp.asarray(value, engine.dtype), engine.letters, letters)
 
 
 class _Expansion:
@@ -389,15 +425,10 @@ class _Expansion:
         side, what, indices = one
         if isinstance(what, Moment):
             return self._function(what.fn, side, what, indices)
-        mask, view = self.unmask(View(side, what, indices))
-        line = self._engine.line(view)
-        if not isinstance(line, Nonlin):
-            return self.view(View(side, what, indices))
-        pieces = self._function(line.fn, side, line, view.indices)
-        return [Piece((), mask) * p for p in pieces]
+        return self.opened(View(side, what, indices))
 
     def view(self, view: View) -> list[Piece]:
-        """A line; one that is a function stays whole."""
+        """A line inside a product; a function or a combination stays whole."""
         engine = self._engine
         mask, view = self.unmask(view)
         if engine.is_still(view.side, view.ref):
@@ -405,12 +436,20 @@ class _Expansion:
             return [] if value is None else [Piece((), (*mask, value))]
         if engine.is_gaussian(view.side, view.ref):
             return [Piece((Atom(Arg(0), (view,)),), mask)]
-        line = engine.line(view)
+        return [Piece((), mask, (), (view,))]
+
+    def opened(self, view: View) -> list[Piece]:
+        """A function or a combination taken apart."""
+        engine = self._engine
+        mask, inside = self.unmask(view)
+        line = engine.line(inside)
         if isinstance(line, Nonlin):
-            return [Piece((), mask, (), (view,))]
-        assert isinstance(line, LinComb)
+            pieces = self._function(line.fn, inside.side, line, inside.indices)
+            return [Piece((), mask) * p for p in pieces]
+        if not engine.is_mixed(inside):
+            return self.view(view)
         pieces = []
-        for (inner, sums), found in self._terms(view, line).items():
+        for (inner, sums), found in self._terms(inside, line).items():
             coefficients = _added(engine, found)
             if coefficients is not None:
                 piece = Piece((), mask + coefficients, sums)
@@ -665,7 +704,7 @@ class _Composite:
         for term in line.terms:
             for position in np.ndindex(*term.sums):
                 # Every summed position is a leaf of its own here.
-                at = tuple(_constant_index(k) for k in position)
+                at = tuple(constant(k) for k in position)
                 full = (*view.indices, *at)
                 coefficients = engine.coefficients(view, term, full)
                 if coefficients is None:
@@ -691,10 +730,6 @@ def _added(
     arrays = [materialise((Product(c),), engine.letters, letters) for c in many]
     total = total_of(arrays)
     return None if is_zero(total) else (_as_factor(engine, total, letters),)
-
-
-def _constant_index(value: int) -> Index:
-    return Index((), np.asarray(value))
 
 
 def _at(source: str) -> str:

@@ -23,6 +23,7 @@ class Letters:
 
     def __init__(self) -> None:
         self.sizes: dict[Letter, int] = {}
+        self._identities: dict[Letter, Index] = {}
         self._next: Iterator[int] = itertools.count()
 
     def new(self, size: int) -> Letter:
@@ -33,7 +34,9 @@ class Letters:
 
     def identity(self, letter: Letter) -> Index:
         """The index that is the letter itself."""
-        return AxisMap.identity(letter, self.sizes[letter])
+        if letter not in self._identities:
+            self._identities[letter] = AxisMap.identity(letter, self.sizes[letter])
+        return self._identities[letter]
 
 
 def equality(x: Index, y: Index) -> tuple[np.ndarray, tuple[Letter, ...]]:
@@ -43,8 +46,15 @@ def equality(x: Index, y: Index) -> tuple[np.ndarray, tuple[Letter, ...]]:
     return (a == b) & (a >= 0), letters
 
 
+def constant(position: int) -> Index:
+    """The index that is always this position."""
+    return AxisMap((), position)
+
+
 def clipped(index: Index) -> Index:
     """The index with outside positions moved to position zero."""
+    if index.is_inside:
+        return index
     return AxisMap(index.letters, np.maximum(index.table, 0))
 
 

@@ -7,7 +7,9 @@ turns a convolution into shifts and additions.
 """
 
 import dataclasses
+import functools
 import math
+import operator
 import string
 from collections.abc import Sequence
 from typing import Any
@@ -72,13 +74,49 @@ def materialise(total: Sum, letters: Letters, out: Sequence[Letter]) -> Any:
 
     Returns None for a structural zero.
     """
-    arrays = [_evaluate(p, letters, tuple(out)) for p in total]
-    if not arrays:
+    found = compact(total, letters, out)
+    if found is None:
         return None
-    result = arrays[0]
-    for a in arrays[1:]:
-        result = result + a
-    return result
+    return aligned(found.array, [i.letters[0] for i in found.indices], out)
+
+
+def compact(total: Sum, letters: Letters, out: Sequence[Letter]) -> Factor | None:
+    """The array of a sum over `out`, one axis for every letter it depends on.
+
+    Returns None for a structural zero.
+    """
+    if not total:
+        return None
+    if len(total) == 1 and _is_settled(total[0], letters, out):
+        return total[0].factors[0]
+    found = [_evaluate(p, letters, out) for p in total]
+    read = [a for a in out if any(a in own for _, own in found)]
+    first, *rest = (aligned(array, own, read) for array, own in found)
+    indices = tuple(letters.identity(a) for a in read)
+    return Factor(sum(rest, first), indices)
+
+
+def _is_settled(product: Product, letters: Letters, out: Sequence[Letter]) -> bool:
+    """Whether a product is an array whose axes are letters, in their order."""
+    if len(product.factors) != 1 or product.deltas or product.sums:
+        return False
+    (factor,) = product.factors
+    read = [a for i in factor.indices for a in i.letters if letters.sizes[a] > 1]
+    return (
+        not isinstance(factor.array, np.ndarray)
+        and read == [a for a in out if a in read]
+        and len(read) == len(factor.indices)
+        and all(map(_is_letter, factor.indices, np.shape(factor.array)))
+    )
+
+
+def as_factor(value: Any, letters: Letters, axes: Sequence[Letter]) -> Factor:
+    """An array over letters, without the axes of size 1."""
+    indices = tuple(letters.identity(a) for a in axes[len(axes) - value.ndim :])
+    wide = [i for i, size in enumerate(value.shape) if size != 1]
+    if len(wide) < value.ndim:
+        value = value.reshape([value.shape[i] for i in wide])
+    return Factor(value, tuple(indices[i] for i in wide))
 
 
 def is_zero(array: Any) -> bool:
@@ -100,7 +138,10 @@ def total_of(parts: Sequence[Any]) -> Any:
     return jnp.where(np.abs(total) <= noise * size, 0.0, total)
 
 
-def _evaluate(product: Product, letters: Letters, out: tuple[Letter, ...]) -> Any:
+def _evaluate(
+    product: Product, letters: Letters, out: Sequence[Letter]
+) -> tuple[Any, list[Letter]]:
+    """The array of a product, and the letters that are its axes."""
     factors, sums = _resolve_deltas(product, letters, out)
     count = 1
     for letter in sums:
@@ -112,12 +153,27 @@ def _evaluate(product: Product, letters: Letters, out: tuple[Letter, ...]) -> An
         others = {a for j, f in enumerate(factors) if j != i for a in f.letters()}
         private = [s for s in sums if s in factor.letters() and s not in others]
         plain.append(_plain(factor, private, letters))
-    result = _einsum(plain, out, letters)
-    return result if count == 1 else count * result
+    plain = [_narrow(f, letters) for f in plain]
+    read = {a for f in plain for a in f.letters()}
+    kept = [a for a in out if a in read]
+    result = _einsum(plain, kept)
+    return (result if count == 1 else count * result), kept
+
+
+def _narrow(factor: Factor, letters: Letters) -> Factor:
+    """Without the axes at letters of one position."""
+    single = [letters.sizes[i.letters[0]] == 1 for i in factor.indices]
+    if not any(single):
+        return factor
+    array = factor.array.reshape(
+        [n for n, one in zip(factor.array.shape, single, strict=True) if not one]
+    )
+    pairs = zip(factor.indices, single, strict=True)
+    return Factor(array, tuple(i for i, one in pairs if not one))
 
 
 def _resolve_deltas(
-    product: Product, letters: Letters, out: tuple[Letter, ...]
+    product: Product, letters: Letters, out: Sequence[Letter]
 ) -> tuple[list[Factor], list[Letter]]:
     factors, sums = list(product.factors), list(product.sums)
     deltas = list(product.deltas)
@@ -250,6 +306,8 @@ def _take(array: Any, index: Index, axis: int) -> Any:
         return jnp.zeros(shape, array.dtype)
     if table.ndim == 1 and (shifted := _shift(array, table, axis)) is not None:
         return shifted
+    if table.ndim == 0 and table >= 0:
+        return lax.index_in_dim(array, int(table), axis, keepdims=False)
     taken = jnp.take(array, np.maximum(table, 0), axis=axis)
     if table.size and table.min() < 0:
         mask = (table >= 0).reshape(table.shape + (1,) * (array.ndim - axis - 1))
@@ -294,22 +352,16 @@ def _gather(factor: Factor, letters: Letters) -> Factor:
     return Factor(taken, tuple(letters.identity(a) for a in order))
 
 
-def _einsum(
-    factors: Sequence[Factor], out: tuple[Letter, ...], letters: Letters
-) -> Any:
+def _einsum(factors: Sequence[Factor], kept: Sequence[Letter]) -> Any:
     scalars = [f.array for f in factors if not f.indices]
-    factors = [f for f in factors if f.indices]
-    present = {a for f in factors for a in f.letters()}
     number = math.prod(float(s) for s in scalars if isinstance(s, np.ndarray))
-    traced = [s for s in scalars if not isinstance(s, np.ndarray)]
-    value = _contracted(factors, [a for a in out if a in present]) if factors else None
-    for array in traced:
-        value = array if value is None else value * array
-    if value is None:
-        value = jnp.asarray(number)
-    elif number != 1.0:
-        value = value * number
-    return value.reshape([letters.sizes[a] if a in present else 1 for a in out])
+    values = [s for s in scalars if not isinstance(s, np.ndarray)]
+    if number != 1.0:
+        values.append(number)
+    if len(scalars) < len(factors):
+        values.append(_contracted([f for f in factors if f.indices], kept))
+    # Numbers are multiplied before they meet arrays.
+    return jnp.asarray(functools.reduce(operator.mul, values) if values else 1.0)
 
 
 def _contracted(factors: Sequence[Factor], kept: Sequence[Letter]) -> Any:
@@ -324,11 +376,11 @@ def _contracted(factors: Sequence[Factor], kept: Sequence[Letter]) -> Any:
         return jnp.asarray(arrays[0])
     traced = [a for a in arrays if not isinstance(a, np.ndarray)]
     dtype = jnp.result_type(*traced, jnp.float32) if traced else jnp.result_type(float)
-    arrays = [jnp.asarray(a, dtype) for a in arrays]
+    arrays = [a if a.dtype == dtype else jnp.asarray(a, dtype) for a in arrays]
     if all(len(set(t)) == len(t) and set(t) <= set(target) for t in terms):
         # Nothing is summed: XLA compiles products several times faster than einsums.
         pairs = zip(arrays, terms, strict=True)
-        return math.prod(aligned(a, t, target) for a, t in pairs)
+        return functools.reduce(operator.mul, (aligned(a, t, target) for a, t in pairs))
     return jnp.einsum(
         ",".join(terms) + "->" + target,
         *arrays,
@@ -341,4 +393,6 @@ def aligned(array: Any, term: Sequence[Any], target: Sequence[Any]) -> Any:
     """The array with its axes in the order of the target, and axes of size 1 beside."""
     order = sorted(range(len(term)), key=lambda i: target.index(term[i]))
     absent = [i for i, a in enumerate(target) if a not in term]
-    return jnp.expand_dims(jnp.transpose(array, order), absent)
+    if order != list(range(len(order))):
+        array = jnp.transpose(array, order)
+    return lax.expand_dims(array, absent) if absent else array

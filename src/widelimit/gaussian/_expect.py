@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import UnsupportedError
-from ..scalar import Arg, Const, Expr, evaluate, substitute
+from ..scalar import Arg, Call, Const, Expr, evaluate, substitute
 from ._closed import closed_dual, closed_mean, closed_name
 from ._estimate import Accuracy
 from ._factors import as_function, merge, multiply, summands, used
@@ -320,12 +320,27 @@ def _one(factor: Expr, law: _Law) -> Array:
         _take(f"closed form: {closed_name(f)}")
         return jnp.asarray(value, law.dtype)
     found = find_kinks(f)
+    if found.smooth and (value := _square(f, *known, law.params)) is not None:
+        return jnp.asarray(value, law.dtype)
     if len(found.places) > MANY:
         _take("QMC")
         return _numerical((f,), law, "qmc", False)
     _take("quadrature" if found.smooth else "quadrature split at kinks")
     kind = "mean" if found.places else "mean smooth"
     return _numerical((f,), law, kind, _priced(found))
+
+
+def _square(
+    f: Expr, m: Array | float, a: Array | float, params: Sequence[Array]
+) -> Array | float | None:
+    """A product of two functions of one leaf: a dual at the correlation 1."""
+    match f:
+        case Call("mul", (g, h)):
+            value = closed_dual(g, h, m, a, m, a, a, params)
+            if value is not None:
+                _take(f"closed form: {closed_name(g, h)}")
+            return value
+    return None
 
 
 def _two(factors: tuple[Expr, ...], law: _Law) -> Array:

@@ -188,7 +188,12 @@ class AxisMap:
             zero ("outside").
     """
 
-    __slots__ = ("_key", "letters", "table")
+    __slots__ = ("_key", "is_identity", "is_inside", "letters", "table")
+
+    is_identity: bool
+    """Whether it is one letter, unchanged and from zero."""
+    is_inside: bool
+    """Whether it never reads outside."""
 
     def __init__(self, letters: tuple[int, ...], table: Any) -> None:
         array = np.array(table, dtype=np.int64, order="C")
@@ -196,22 +201,15 @@ class AxisMap:
         self.letters = tuple(letters)
         self.table = array
         self._key = (self.letters, array.shape, array.tobytes())
+        # Recursions ask a line's maps many times.
+        self.is_inside = array.size == 0 or bool(array.min() >= 0)
+        straight = array.ndim == 1 and (array == np.arange(array.size)).all()
+        self.is_identity = bool(straight)
 
     @classmethod
     def identity(cls, letter: int, size: int) -> "AxisMap":
         """The index is the letter itself."""
         return cls((letter,), np.arange(size))
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether it is one letter, unchanged and from zero."""
-        t = self.table
-        return t.ndim == 1 and bool(np.array_equal(t, np.arange(t.size)))
-
-    @property
-    def is_inside(self) -> bool:
-        """Whether it never reads outside."""
-        return self.table.size == 0 or bool(self.table.min() >= 0)
 
     def spread(self, letters: Sequence[int]) -> np.ndarray:
         """The table with one axis for each of `letters`, of size one where not used.
