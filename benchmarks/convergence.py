@@ -1,6 +1,6 @@
 """How fast real networks approach their limits, in powers of the width.
 
-    python benchmarks/convergence.py [WIDTH [SEEDS]]
+    python benchmarks/convergence.py [WIDTH [SEEDS [NAME ..]]]
 
 checks networks with gates, batch normalisation, attention, maxima and shared weights
 at widths 64, 256, 1024, .. up to WIDTH (4096) with SEEDS (64) networks each, and prints
@@ -19,6 +19,7 @@ import numpy as np
 import widelimit as wl
 
 n = wl.width("n")
+heads, d = wl.width("heads", ratio=1 / 32), wl.width("d", ratio=1 / 32)
 X = np.random.default_rng(0).normal(size=(3, 3, 6)) / 2
 
 
@@ -76,6 +77,18 @@ def attention(p: Any, x: Any) -> Any:
     return readout(p, jnp.tanh(weights @ v)[:, 0])
 
 
+def many_heads(p: Any, x: Any) -> Any:
+    """Softmax of logits q.k/sqrt(d), in many heads."""
+    h = jnp.tanh(linear(p, "a", x))
+    q, k, v = (
+        jnp.einsum("npc,chd->nhpd", h, p[name]) / jnp.sqrt(h.shape[-1])
+        for name in "QKV"
+    )
+    weights = jax.nn.softmax(q @ k.mT / jnp.sqrt(q.shape[-1]))
+    y = jnp.einsum("nhpd,hdc->npc", weights @ v, p["O"])
+    return readout(p, jnp.tanh(y[:, 0] / jnp.sqrt(q.shape[1] * q.shape[3])))
+
+
 def max_pool(p: Any, x: Any) -> Any:
     """The largest of three words."""
     return readout(p, jax.nn.relu(linear(p, "a", x)).max(1))
@@ -107,12 +120,27 @@ def tied_residual(p: Any, x: Any) -> Any:
     return readout(p, h)
 
 
+def parameters(names: str) -> dict[str, Any]:
+    """Weights of every name, those of heads in capitals, and a readout."""
+    params = {"v": wl.normal((n, 1))}
+    for name in names:
+        if name.isupper():
+            shape = (heads, d, n) if name == "O" else (n, heads, d)
+            params[name] = wl.normal(shape, std=1.5)
+            continue
+        params[f"U{name}"] = wl.normal((6, n))
+        params[f"W{name}"] = wl.normal((n, n))
+        params[f"b{name}"] = wl.normal((n,), std=0.3)
+    return params
+
+
 NETWORKS: dict[str, tuple[Callable[..., Any], str]] = {
     "LSTM": (lstm, "ifog"),
     "GRU": (gru, "zrc"),
     "minimal gated unit": (minimal_gated_unit, "fc"),
     "batch normalisation": (batch_norm, "a"),
     "attention, logits q.k/n": (attention, "qkv"),
+    "attention, logits q.k/sqrt(d), many heads": (many_heads, "aQKVO"),
     "max-pooling": (max_pool, "a"),
     "softmax over positions": (position_softmax, "ab"),
     "SwiGLU": (swiglu, "ab"),
@@ -121,23 +149,14 @@ NETWORKS: dict[str, tuple[Callable[..., Any], str]] = {
 }
 
 
-def parameters(names: str) -> dict[str, Any]:
-    """Weights of every name, and a readout."""
-    params = {"v": wl.normal((n, 1))}
-    for name in names:
-        params[f"U{name}"] = wl.normal((6, n))
-        params[f"W{name}"] = wl.normal((n, n))
-        params[f"b{name}"] = wl.normal((n,), std=0.3)
-    return params
-
-
 def main() -> None:
     """Check every network."""
     largest = int(sys.argv[1]) if len(sys.argv) > 1 else 4096
     seeds = int(sys.argv[2]) if len(sys.argv) > 2 else 64
     widths = [w for w in (64, 256, 1024, 4096) if w <= largest]
     print(f"| network | agrees at width {widths[-1]} | exponent |\n|---|---|---|")
-    for name, (f, names) in NETWORKS.items():
+    for name in sys.argv[3:] or NETWORKS:
+        f, names = NETWORKS[name]
         net = wl.limit(f, parameters(names))
         check = net.check(X, widths=widths, seeds=seeds, key=jax.random.key(1))
         found = ", ".join(f"{check.slopes[k]:.2f}" for k in check.slopes)

@@ -105,6 +105,17 @@ def attention(p, x):
     return readout(p, jnp.tanh(weights @ v)[:, 0])
 
 
+heads, d = wl.width("heads", ratio=1 / 16), wl.width("d", ratio=1 / 16)
+
+
+def many_heads(p, x):
+    h = jnp.tanh(gate(p, "a", x, None))
+    q, k, v = (jnp.einsum("npc,chd->nhpd", h, p[k]) / jnp.sqrt(n) for k in "QKV")
+    weights = jax.nn.softmax(q @ k.mT / jnp.sqrt(d))
+    y = jnp.einsum("nhpd,hdc->npc", weights @ v, p["O"]) / jnp.sqrt(heads * d)
+    return readout(p, jnp.tanh(y)[:, 0])
+
+
 def tied_residual(p, x):
     h = gate(p, "a", x, None)
     for _ in range(2):
@@ -125,6 +136,13 @@ ARCHITECTURES = NETWORKS | {
         np.random.default_rng(1).normal(size=(5, 4)),
     ),
     "attention": (attention, weights(*"abc"), SENTENCES),
+    "attention with many heads": (
+        many_heads,
+        weights("a")
+        | {k: wl.normal((n, heads, d), std=1.5) for k in "QKV"}
+        | {"O": wl.normal((heads, d, n), std=1.5)},
+        SENTENCES,
+    ),
     "tied residual": (tied_residual, weights("a"), VECTORS),
     "mixture of experts": (mixture_of_experts, weights(*"abcd"), VECTORS),
 }

@@ -198,15 +198,9 @@ NETWORKS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     ),
     "attention with random weights": (
         [
-            stax.Dense(WIDTH),
+            stax.Dense(48),
             stax.GlobalSelfAttention(
-                WIDTH,
-                WIDTH,
-                WIDTH,
-                WIDTH // 4,
-                linear_scaling=False,
-                b_std=0.2,
-                attention_mechanism="RELU",
+                48, 48, 48, 24, False, b_std=0.2, attention_mechanism="RELU"
             ),
         ],
         SEQUENCE[:, :3],
