@@ -19,7 +19,7 @@ import numpy as np
 import widelimit as wl
 
 n = wl.width("n")
-heads, d = wl.width("heads", ratio=1 / 32), wl.width("d", ratio=1 / 32)
+heads, d = wl.width("heads", ratio=1 / 64), wl.width("d", ratio=1 / 8)
 X = np.random.default_rng(0).normal(size=(3, 3, 6)) / 2
 
 
