@@ -58,15 +58,11 @@ def small_scales(params: Any) -> list[int]:
 
     def is_small(scale: int) -> bool:
         widths = small_widths(params, scale)
-        shapes = (trial_shape(p.shape, widths) for p in _declared(params))
+        leaves = jax.tree.leaves(params, is_leaf=_is_declared)
+        shapes = (trial_shape(p.shape, widths) for p in leaves if _is_declared(p))
         return sum(map(math.prod, shapes)) <= _MOST_NUMBERS
 
     return [scale for scale in WIDTHS if scale == WIDTHS[0] or is_small(scale)]
-
-
-def _declared(params: Any) -> list[Normal | Constant]:
-    leaves = jax.tree.leaves(params, is_leaf=_is_declared)
-    return [p for p in leaves if _is_declared(p)]
 
 
 def _is_declared(p: Any) -> bool:

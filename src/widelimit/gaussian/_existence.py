@@ -239,7 +239,7 @@ def rough_mean(
     What it is used for are the ranks of covariances that are computed from it.
     """
     d = len(means)
-    known = [z for z in (*means, *(c for row in cov for c in row), *params)]
+    known = (*means, *(c for row in cov for c in row), *params)
     shape = np.broadcast_shapes(*(np.shape(z) for z in known if z is not None))
 
     def full(z: Array | None) -> np.ndarray:

@@ -23,10 +23,10 @@ from ..program import (
     matrix_of,
 )
 from ._contract import HALF, mean_over_width, total
-from ._layout import Axis, blocks
+from ._layout import Axis, is_whole
 from ._sizes import Shape, Size
 from ._tracer import Tracer
-from ._values import Known, Linear, Value, is_zero
+from ._values import Known, Linear, Value, is_zero, leaf_shape
 from ._views import combined
 
 
@@ -44,9 +44,9 @@ def over_channels(tr: Tracer, x: Value, shape: Shape, size: Size, heads: Axis) -
     assert channels is not None
     if tr.dry:
         return Value(shape, "vector", None, axis, heads)
-    if len(blocks(heads)) > 1 or blocks(heads)[0].count > 1:
+    if not is_whole(heads):
         raise tr.refuse("The axis of heads is divided")
-    out = tuple(1 if i == axis else int(s) for i, s in enumerate(shape))  # type: ignore
+    out = leaf_shape(shape, axis, None)
     sums: list[Linear] = []
     means: list[Ref] = []
     for block, leaf in zip(x.blocks(), x.leaves or (), strict=True):
@@ -74,8 +74,11 @@ def over_channels(tr: Tracer, x: Value, shape: Shape, size: Size, heads: Axis) -
             sums.append(Linear.of(tr.emit.emit(product), out, ratio**0.5))
         else:
             mean = mean_over_width(tr, Linear.of(line, full), full)
-            call = lambda t, r=ratio: r * jnp.sum(t, axis=channels)  # noqa: E731
-            means.append(tr.emit.call(call, [mean], tr.where))
+            means.append(
+                tr.emit.call(
+                    lambda t, r=ratio: r * jnp.sum(t, axis=channels), [mean], tr.where
+                )
+            )
     if sums and means:
         raise tr.refuse("A sum over the channels of every head is random in part only")
     if sums:

@@ -369,8 +369,9 @@ def _normal(tracer: Tracer, name: str, p: Normal) -> Value | MatrixValue:
         for i in wide:
             size = shape[i]
             assert isinstance(size, Size)
-            whole = "whole" if len(wide) > 2 else ""
-            layouts[i] = tracer.layout((name, i, whole) if whole else (name, i), size)
+            # Without its axis of heads a matrix has other layouts, of other sizes.
+            key = (name, i) if len(wide) == 2 else (name, i, "with heads")
+            layouts[i] = tracer.layout(key, size)
         term = MatrixTerm(
             name, tuple((i, None) for i in range(len(shape))), scale=scale
         )

@@ -22,17 +22,12 @@ from typing import Any
 import numpy as np
 
 from .._jax import Equation
-from ..program import (
-    AxisMap,
-    Term,
-    VecIn,
-    identity_maps,
-)
+from ..program import AxisMap, Term, VecIn, identity_maps
 from ._channels import over_channels
 from ._contract import products, spread_to
 from ._dot import dot_general, letters_of
 from ._elementwise import folded
-from ._layout import Axis
+from ._layout import Axis, is_whole
 from ._sizes import Extent, Shape, Size, finite
 from ._tracer import PER_HEAD, RULES, Tracer, headed_rule, wide_axis
 from ._values import (
@@ -105,10 +100,7 @@ def _at_all(tr: Tracer, value: Value, x: Value, maps: Sequence[AxisMap]) -> Valu
 
 def _check_whole(tr: Tracer, value: Value) -> None:
     """Refuse channels that are divided in one operand only."""
-    if not tr.dry and (
-        len(value.blocks()) > 1
-        or value.leaf_shape(value.blocks()[0]) != value.leaf_shape(None)
-    ):
+    if not tr.dry and value.layout is not None and not is_whole(value.layout):
         raise tr.refuse("A divided wide axis meets vectors over many heads")
 
 
@@ -258,10 +250,8 @@ def _matrix(
     shape = tuple(s if i == other else _extent(s, size) for i, s in enumerate(m.shape))
     layouts: list[dict[int, Axis]] = []
     for term in m.terms:
-        source, own = (
-            tr.matrices[term.name],
-            {i: a for i, (a, _) in enumerate(term.axes)},
-        )
+        source = tr.matrices[term.name]
+        own = {i: a for i, (a, _) in enumerate(term.axes)}
         axes = tuple(
             _extent(s, size) if a in (own[head], own[channel]) else s
             for a, s in enumerate(source.shape)

@@ -240,6 +240,11 @@ class Block:
         return total
 
 
+def is_whole(axis: Axis) -> bool:
+    """Whether an axis is not divided."""
+    return [b.count for b in blocks(axis)] == [1]
+
+
 def blocks(axis: Axis) -> list[Block]:
     """The leaves of a layout, in order."""
     axis = resolve(axis)

@@ -200,9 +200,12 @@ def reduce_other(tr: Tracer, e: Equation, ins: list[Any]) -> list[Any]:
     axis = None if x.axis is None else kept.index(x.axis)
     if tr.dry:
         return [dataclasses.replace(x, shape=shape, leaves=None, axis=axis)]
-    op = {"reduce_max": "max", "reduce_min": "min", "reduce_prod": "mul"}[e.name]
+    op, whole = {
+        "reduce_max": ("max", jnp.max),
+        "reduce_min": ("min", jnp.min),
+        "reduce_prod": ("mul", jnp.prod),
+    }[e.name]
     if x.kind == "fixed":
-        whole = {"max": jnp.max, "min": jnp.min, "mul": jnp.prod}[op]
         return [_of_fixed(tr, x, lambda t: whole(t, axis=axes), shape, axis)]
     assert x.leaves is not None
     leaves = tuple(

@@ -87,22 +87,22 @@ class Adjoints:
     def add_along(self, dim: Dim, ref: Ref, part: Part | None) -> None:
         """A summand along a dimension: summed where that of the vector covers it."""
         own = wide(self.program, ref).dim
-        if part is not None and own != dim:
-            shape = self.lead + self.types[ref].shape
-            if isinstance(part, Term):
-                part = LinComb(name="", terms=(part,), shape=shape)
-            matrix = self.writer.channel_sum(own, dim)
-            total = MatMul(
-                name="", matrix=matrix, letters=(), x=self.emit(part),
-                maps=identity_maps(shape), shape=shape,
-            )  # fmt: skip
-            factor = self.ratio(dim, own, root=True)
-            scale, tensors = (
-                (1.0, (factor,)) if isinstance(factor, TensorArg) else (factor, ())
-            )
-            maps = identity_maps(shape)
-            part = Term(self.emit(total), scale, tensors, maps)
-        self.add(ref, part)
+        if part is None or own == dim:
+            self.add(ref, part)
+            return
+        shape = self.lead + self.types[ref].shape
+        maps = identity_maps(shape)
+        if isinstance(part, Term):
+            part = LinComb(name="", terms=(part,), shape=shape)
+        matrix, x = self.writer.channel_sum(own, dim), self.emit(part)
+        total = self.emit(
+            MatMul(name="", matrix=matrix, letters=(), x=x, maps=maps, shape=shape)
+        )
+        match self.ratio(dim, own, root=True):
+            case TensorArg() as factor:
+                self.add(ref, Term(total, tensors=(factor,), maps=maps))
+            case scale:
+                self.add(ref, Term(total, scale, maps=maps))
 
     def start(self, ref: Ref, adjoint: Ref) -> None:
         """Set the adjoint of a line that nothing reads."""

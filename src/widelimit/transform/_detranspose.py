@@ -224,10 +224,11 @@ class _Detransposition:
         Their mean over heads is random by 1 / sqrt(heads), which the number of
         channels makes no small part of the product.
         """
-        lines = self._old.lines
+        lines, own = self._old.lines, wide(self._old, line.x).dim
+        if own.order == 1:
+            return
         reads = coordinatewise(lines, line.x)
-        own = wide(self._old, line.x).dim
-        if own.order == 1 or reads.isdisjoint(roots):
+        if reads.isdisjoint(roots):
             return
         for r in reads:
             if wide(self._old, r).dim != own or self._is_spread(r):
@@ -260,8 +261,7 @@ class _Detransposition:
         if not isinstance(line, MatMul):
             return False
         base, transposed = matrix_of(self._old.lines, line.matrix)
-        m = self._old.lines[base]
-        return transposed and is_channel_sum(m)
+        return transposed and is_channel_sum(self._old.lines[base])
 
     def _is_independent(self, x: Ref, root: Ref) -> bool:
         """Whether the mean derivative of an old line along a root is zero by symmetry.
