@@ -4,11 +4,15 @@
 the same for concrete numbers, with an error bar on every one.
 """
 
+from ._closed import has_kink as has_kink
+from ._closed import knows_distance as knows_distance
+from ._closed import scaled_distance as scaled_distance
 from ._estimate import Accuracy as Accuracy
 from ._estimate import Estimate as Estimate
 from ._existence import check_exists as check_exists
 from ._existence import rough_mean as rough_mean
 from ._expect import expect as expect
+from ._expect import half_distance as half_distance
 from ._expect import is_exact as is_exact
 from ._expect import route as route
 from ._given import define_dual as define_dual

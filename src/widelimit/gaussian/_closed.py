@@ -14,13 +14,15 @@ References:
 import functools
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 
-from ..scalar import Expr, arity, evaluate
+from ..scalar import Const, Expr, arity, evaluate
 from . import _arc_cosine, _dual
 from ._affine import Addend, addends
 from ._dual import Function
-from ._form import Form, form_of
+from ._form import Form, form_of, kinked
 from ._identify import identify
 from ._joint import Value, add, is_zero, mul
 from ._naming import name_of
@@ -56,6 +58,7 @@ def closed_dual(
     b: Value,
     c: Value,
     params: Sequence[Array] = (),
+    d: Value | None = None,
 ) -> Value | None:
     """E f(u, *params) g(v, *params), or None where no closed form is known.
 
@@ -68,6 +71,7 @@ def closed_dual(
         b: the variance of v.
         c: the covariance, |c| <= sqrt(a b) up to rounding.
         params: arrays that broadcast with the rest.
+        d: half the mean of (u - v)^2, where it is known better than by the others.
     """
     left, right = _parts(f), _parts(g)
     if left is None or right is None:
@@ -82,14 +86,90 @@ def closed_dual(
         for two, second in right:
             scale2, mean2, var2, slope2 = _leaf(two, m2, b, params)
             cov = mul(slope1, slope2, c)
-            kinks = _arc_cosine.slopes(first.form), _arc_cosine.slopes(second.form)
+            near = None if d is None else scaled_distance(slope1, slope2, a, b, d)
+            law = _arc_cosine.Law(var1, var2, cov, near)
             centred = is_zero(mean1) and is_zero(mean2)
-            if centred and kinks[0] is not None and kinks[1] is not None:
-                inner = _arc_cosine.dual(kinks[0], kinks[1], var1, var2, cov)
-            else:
+            inner = _beside_zero(first, second, law) if centred else None
+            if inner is None:
                 inner = _dual.dual(first, second, mean1, var1, mean2, var2, cov)
             total = add(total, mul(scale1, scale2, inner))
     return total
+
+
+def closed_half_distance(
+    f: Expr, g: Expr, a: Value, b: Value, d: Value, params: Sequence[Array] = ()
+) -> Value:
+    """E(f(u, *params) - g(v, *params))^2 / 2, for functions that `knows_distance`.
+
+    Args:
+        f: a function of u, as for `closed_dual`.
+        g: a function of v.
+        a: the variance of u, centred.
+        b: the variance of v, centred.
+        d: half the mean of (u - v)^2.
+        params: as for `closed_dual`.
+    """
+    (one, first), (two, _) = _only_part(f), _only_part(g)
+    scale1, _, var1, slope1 = _leaf(one, 0.0, a, params)
+    scale2, _, var2, slope2 = _leaf(two, 0.0, b, params)
+    sides = _arc_cosine.slopes(first.form) or (0.0, 0.0)
+    near = scaled_distance(slope1, slope2, a, b, d)
+    law = _arc_cosine.Law(var1, var2, 0.5 * (var1 + var2) - near, near)
+    size = 0.5 * (sides[0] ** 2 + sides[1] ** 2)
+    inner = _arc_cosine.half_distance(sides, law)
+    return scaled_distance(scale1, scale2, size * var1, size * var2, inner)
+
+
+@functools.lru_cache(maxsize=4096)
+def knows_distance(f: Expr, g: Expr) -> bool:
+    """Whether `closed_half_distance` covers two functions."""
+    left, right = _parts(f), _parts(g)
+    if left is None or right is None or len(left) != 1 or len(right) != 1:
+        return False
+    ((one, first),), ((two, second),) = left, right
+    sides = _arc_cosine.slopes(first.form)
+    centred = all(p.shift in (None, Const(0.0)) for p in (one, two))
+    return centred and sides is not None and sides == _arc_cosine.slopes(second.form)
+
+
+def scaled_distance(s: Value, t: Value, a: Value, b: Value, d: Value) -> Value:
+    """E(s u - t v)^2 / 2 from E u^2, E v^2 and d = E(u - v)^2 / 2."""
+    if _is_one(s) and _is_one(t):
+        return d
+    return s * t * d + 0.5 * (s - t) * (s * a - t * b)
+
+
+def _is_one(x: Value) -> bool:
+    return isinstance(x, float) and x == 1.0
+
+
+@functools.lru_cache(maxsize=4096)
+def has_kink(f: Expr) -> bool:
+    """Whether the closed form of a function is one where distances matter."""
+    parts = _parts(f) or ()
+    return any(kinked(function.form) for _, function in parts)
+
+
+def _beside_zero(f: Function, g: Function, law: _arc_cosine.Law) -> Value | None:
+    """E f(u) g(v) of functions that are linear or constant on both sides of zero."""
+    one, two = _arc_cosine.slopes(f.form), _arc_cosine.slopes(g.form)
+    if one is not None and two is not None:
+        return _arc_cosine.dual(one, two, law)
+    one, two = _levels(f), _levels(g)
+    if one is not None and two is not None:
+        return _arc_cosine.jumps(one, two, law)
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _levels(f: Function) -> tuple[float, float] | None:
+    """The values of a function that jumps at zero, and is in the middle there."""
+    sides = _arc_cosine.values(f.form)
+    if sides is None or f.expr is None:
+        return sides
+    with jax.ensure_compile_time_eval():
+        middle = float(evaluate(f.expr, [jnp.zeros(())]))
+    return sides if middle == sum(sides) / 2 else None
 
 
 def closed_name(f: Expr, g: Expr | None = None) -> str | None:
@@ -125,6 +205,12 @@ def _parts(f: Expr) -> tuple[Part, ...] | None:
             return None
         out.append((addend, Function(form, addend.function)))
     return tuple(out)
+
+
+def _only_part(f: Expr) -> Part:
+    parts = _parts(f)
+    assert parts is not None
+    return parts[0]
 
 
 @functools.lru_cache(maxsize=4096)

@@ -21,7 +21,12 @@ import numpy as np
 
 from .._errors import UnsupportedError
 from ..scalar import Arg, Call, Const, Expr, evaluate, substitute
-from ._closed import closed_dual, closed_mean, closed_name
+from ._closed import (
+    closed_dual,
+    closed_half_distance,
+    closed_mean,
+    closed_name,
+)
 from ._estimate import Accuracy
 from ._factors import as_function, merge, multiply, summands, used
 from ._gated import gated
@@ -70,6 +75,7 @@ class _Law:
     cov: tuple[tuple[Array | None, ...], ...]
     params: tuple[Array, ...]
     accuracy: Accuracy
+    distance: Array | None = None
 
     @property
     def d(self) -> int:
@@ -95,9 +101,9 @@ class _Law:
     def restrict(self, leaves: Sequence[int]) -> "_Law":
         """The law of some of the leaves."""
         cov = tuple(tuple(self.cov[i][j] for j in leaves) for i in leaves)
-        return dataclasses.replace(
-            self, means=tuple(self.means[i] for i in leaves), cov=cov
-        )
+        means = tuple(self.means[i] for i in leaves)
+        distance = self.distance if len(leaves) == self.d else None
+        return dataclasses.replace(self, means=means, cov=cov, distance=distance)
 
 
 def expect(
@@ -106,6 +112,7 @@ def expect(
     cov: Sequence[Sequence[Array | None]],
     params: Sequence[Array] = (),
     accuracy: Accuracy = Accuracy(),  # noqa: B008
+    distance: Array | None = None,
 ) -> Array:
     """The expectation of a product of functions of jointly Gaussian variables.
 
@@ -122,6 +129,8 @@ def expect(
             that is 0 by structure. Rounding below 0 of a variance counts as 0.
         params: the values of the parameters.
         accuracy: how much work the numerical routes do.
+        distance: of two leaves u and v, E(u - v)^2 / 2 where it is known better than
+            from the covariances: of nearly equal ones.
 
     Returns:
         An array of the shape that the inputs it depends on broadcast to. All inputs
@@ -133,7 +142,8 @@ def expect(
         # Which scramble is an argument, so that all but the first compile once.
         params += (accuracy.scramble,)
         accuracy = dataclasses.replace(accuracy, scramble=_LAST_PARAMETER)
-    law = _cast(_Law(tuple(means), tuple(tuple(row) for row in cov), params, accuracy))
+    rows = tuple(tuple(row) for row in cov)
+    law = _cast(_Law(tuple(means), rows, params, accuracy, distance))
     if _routes.get() is not None:
         # What is recorded must run, not be found in a cache.
         return _product(tuple(factors), law)
@@ -141,7 +151,7 @@ def expect(
     entries = (*law.means, *(law.cov[i][j] for i, j in pairs))
     known = tuple(z is not None for z in entries)
     run = _jitted(tuple(factors), law.d, known, accuracy)
-    return run(tuple(z for z in entries if z is not None), law.params)
+    return run(tuple(z for z in entries if z is not None), law.params, law.distance)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -151,7 +161,9 @@ def _jitted(
     """The expectation for one pattern of structural zeros, traced once a shape."""
 
     @jax.jit
-    def run(given: tuple[Array, ...], params: tuple[Array, ...]) -> Array:
+    def run(
+        given: tuple[Array, ...], params: tuple[Array, ...], distance: Array | None
+    ) -> Array:
         values = iter(given)
         entries = [next(values) if one else None for one in known]
         cov: list[list[Array | None]] = [[None] * d for _ in range(d)]
@@ -159,10 +171,28 @@ def _jitted(
         for i in range(d):
             for j in range(i, d):
                 cov[i][j] = cov[j][i] = next(rest)
-        law = _Law(tuple(entries[:d]), tuple(map(tuple, cov)), params, accuracy)
+        rows = tuple(map(tuple, cov))
+        law = _Law(tuple(entries[:d]), rows, params, accuracy, distance)
         return _product(factors, law)
 
     return run
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def half_distance(
+    f: Expr, g: Expr, a: Array, b: Array, d: Array, params: tuple[Array, ...] = ()
+) -> Array:
+    """E(f(u) - g(v))^2 / 2 for centred u and v, accurate also where they are near.
+
+    Args:
+        f: a function of u, written as argument 0; later ones are the parameters.
+        g: a function of v, in the same way; one that `knows_distance` from f.
+        a: the variance of u.
+        b: the variance of v.
+        d: E(u - v)^2 / 2.
+        params: the values of the parameters.
+    """
+    return closed_half_distance(f, g, a, b, d, params)
 
 
 def route(factors: Sequence[Expr], d: int) -> str:
@@ -219,6 +249,7 @@ def _cast(law: _Law) -> _Law:
         tuple(tuple(array(c) for c in row) for row in law.cov),
         tuple(jnp.asarray(p, dtype) for p in law.params),
         law.accuracy,
+        None if law.distance is None else jnp.asarray(law.distance, dtype),
     )
 
 
@@ -280,7 +311,8 @@ def _group(factors: tuple[Expr, ...], law: _Law) -> Array:
         f, g = (as_function(alone[i], 2, len(law.params)) for i in (0, 1))
         entries = [(law.means[i], law.cov[i][i]) for i in (0, 1)]
         (m1, a), (m2, b) = ((_or_zero(m), _or_zero(v)) for m, v in entries)
-        value = closed_dual(f, g, m1, a, m2, b, _or_zero(law.cov[0][1]), law.params)
+        leaves = (m1, a, m2, b, _or_zero(law.cov[0][1]))
+        value = closed_dual(f, g, *leaves, law.params, law.distance)
         if value is not None:
             _take(f"closed form: {closed_name(f, g)}")
             return jnp.asarray(value, law.dtype)

@@ -16,6 +16,7 @@ from jax.scipy.special import ndtr
 
 from .._errors import UnsupportedError
 from ._bivariate import log_ndtr, orthant
+from ._inverse_sine import asin
 
 Value = Any
 """An array, or the Python float 0.0 for a structural zero."""
@@ -254,7 +255,11 @@ def correlation(a: Value, b: Value, c: Value) -> tuple[Array, Array]:
 
 def angle(a: Value, b: Value, c: Value) -> Value:
     """asin(rho) of a covariance, 0 where a variance is 0."""
-    return 0.0 if is_zero(c) else jnp.arctan2(c, safe_sqrt(determinant(a, b, c)))
+    if is_zero(c):
+        return 0.0
+    mean = geometric(a, b)
+    near = jnp.clip(jnp.where(mean > 0, ratio(distance(mean, c), mean), 1), 0, 1)
+    return asin(jnp.clip(ratio(c, mean), -1, 1), near)
 
 
 def _lower(powers: tuple[int, ...], i: int) -> tuple[int, ...]:

@@ -191,6 +191,8 @@ class _StateEngine(Engine):
     ) -> None:
         super().__init__(sides, accuracy)
         self._covariances = covariances
+        # They know nothing of what is given.
+        self.distances.matter = False
 
     def _cov_inputs(self, u: Any, a: VecIn, v: Any, b: VecIn) -> Any:
         found = super()._cov_inputs(u, a, v, b)
