@@ -8,14 +8,18 @@ nothing here asks which of the two it holds.
 
 import contextlib
 import dataclasses
+import functools
+import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.core
 import numpy as np
+from jax.core import ShapedArray as ShapedArray
+from jax.extend.core import Primitive as Primitive
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _JAX = os.path.dirname(os.path.abspath(jax.__file__))
@@ -93,20 +97,23 @@ class Graph:
     outputs: tuple[Atom, ...]
 
 
-def trace(f: Callable[..., Any], *args: Any, x64: bool = True) -> tuple[Graph, Any]:
+def trace(
+    f: Callable[..., Any], *args: Any, x64: bool = True, sources: bool = True
+) -> tuple[Graph, Any]:
     """Trace `f` on abstract arguments.
 
     Args:
         f: a function of arrays.
         *args: pytrees of `jax.ShapeDtypeStruct`.
         x64: trace in double precision whatever the user's setting.
+        sources: note the user's line behind every equation, which takes time.
 
     Returns:
         The graph over the flattened arguments, and the pytree of output shapes.
     """
     with enable_x64(x64):
         closed, shape = jax.make_jaxpr(f, return_shape=True)(*args)
-    return _graph(closed), shape
+    return _graph(closed, sources), shape
 
 
 @contextlib.contextmanager
@@ -135,12 +142,36 @@ def x64_enabled() -> bool:
     return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
 
 
+def wide_vectors(f: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`jax.jit`, with vectors as wide as those of the CPU where XLA lets us say so.
+
+    By default it takes half of what AVX-512 has. Only calls from outside of any trace
+    may say so.
+    """
+    if jax.default_backend() != "cpu" or not _takes_wide_vectors():
+        return jax.jit(f, **options)
+    return jax.jit(f, compiler_options=_WIDE, **options)
+
+
+_WIDE = {"xla_cpu_prefer_vector_width": 512}
+
+
+@functools.cache
+def _takes_wide_vectors() -> bool:
+    """Whether this XLA knows the option, which is none that it promises to keep."""
+    try:
+        jax.jit(lambda x: x, compiler_options=_WIDE)(np.float32(0))
+    except Exception:
+        return False
+    return True
+
+
 def is_concrete(x: Any) -> bool:
     """Whether `x` holds numbers now, rather than being traced."""
     return not isinstance(x, jax.core.Tracer)
 
 
-def _graph(jaxpr: Any) -> Graph:
+def _graph(jaxpr: Any, sources: bool = True) -> Graph:
     consts = tuple(getattr(jaxpr, "consts", ()))
     inner = getattr(jaxpr, "jaxpr", jaxpr)
     known: dict[Any, Var] = {}
@@ -164,10 +195,11 @@ def _graph(jaxpr: Any) -> Graph:
             var(v) if hasattr(v, "count") or not _dropped(v) else _drop(v)
             for v in e.outvars
         )
-        params = {k: _param(v) for k, v in e.params.items()}
+        params = {k: _param(v, sources) for k, v in e.params.items()}
         raw = {k: v for k, v in e.params.items() if params[k] is not v}
+        source = _source(e) if sources else ""
         equations.append(
-            Equation(e.primitive.name, params, ins, outs, _source(e), e.primitive, raw)
+            Equation(e.primitive.name, params, ins, outs, source, e.primitive, raw)
         )
     return Graph(
         inputs, constants, tuple(equations), tuple(atom(v) for v in inner.outvars)
@@ -182,14 +214,71 @@ def _drop(v: Any) -> Var:
     return Var(tuple(v.aval.shape), v.aval.dtype)
 
 
-def _param(value: Any) -> Any:
+def _param(value: Any, sources: bool) -> Any:
     if hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns"):
-        return _graph(value)
+        return _graph(value, sources)
     if isinstance(value, tuple | list) and any(
         hasattr(v, "eqns") or hasattr(getattr(v, "jaxpr", None), "eqns") for v in value
     ):
-        return tuple(_graph(v) for v in value)
+        return tuple(_graph(v, sources) for v in value)
     return value
+
+
+def inlined(graph: Graph, calls: Collection[str]) -> Graph:
+    """A graph with what some equations call in their place.
+
+    Args:
+        graph: a traced function.
+        calls: the names of equations that do nothing but call.
+    """
+    equations: list[Equation] = []
+    constants: list[tuple[Var, Any]] = []
+
+    def visit(graph: Graph, known: dict[Atom, Atom]) -> tuple[Atom, ...]:
+        constants.extend(graph.constants)
+        for e in graph.equations:
+            ins = tuple(known.get(a, a) for a in e.inputs)
+            inner = next((p for p in e.params.values() if isinstance(p, Graph)), None)
+            if e.name in calls and inner is not None:
+                # One function called twice has other values at either place.
+                outs = visit(inner, dict(zip(inner.inputs, ins, strict=True)))
+                known.update(zip(e.outputs, outs, strict=True))
+                continue
+            outputs = tuple(Var(v.shape, v.dtype) for v in e.outputs)
+            known.update(zip(e.outputs, outputs, strict=True))
+            equations.append(dataclasses.replace(e, inputs=ins, outputs=outputs))
+        return tuple(known.get(a, a) for a in graph.outputs)
+
+    outputs = visit(graph, {})
+    return Graph(graph.inputs, tuple(constants), tuple(equations), outputs)
+
+
+def bytes_of(atoms: Iterable[Atom]) -> int:
+    """The size of some values."""
+    sizes = ((math.prod(a.shape), getattr(a.dtype, "itemsize", 8)) for a in atoms)
+    return sum(count * item for count, item in sizes)
+
+
+def live_bytes(equations: Sequence[Equation], outputs: Sequence[Atom]) -> int:
+    """The size of what is held at once, at the most, if nothing is fused.
+
+    Args:
+        equations: in order.
+        outputs: what is held to the end.
+    """
+    last = {a: k for k, e in enumerate(equations) for a in e.inputs}
+    last.update(dict.fromkeys(outputs, len(equations)))
+    live = peak = 0
+    held: set[Atom] = set()
+    for k, e in enumerate(equations):
+        made = bytes_of(e.outputs)
+        inside = max((live_bytes(g.equations, g.outputs) for g in e.graphs), default=0)
+        peak = max(peak, live + max(made, inside))
+        held.update(v for v in e.outputs if last.get(v, k) > k)
+        over = {a for a in e.inputs if a in held and last[a] == k}
+        held -= over
+        live = live + bytes_of(v for v in e.outputs if v in held) - bytes_of(over)
+    return peak
 
 
 def standing_at(source: str) -> contextlib.AbstractContextManager[Any]:

@@ -14,6 +14,8 @@ from ._estimated import Question as Question
 from ._estimated import relative_error as relative_error
 from ._limit import ProgramLimit as ProgramLimit
 from ._limit import limit as limit
+from ._loops import Loop as Loop
+from ._loops import find_loops as find_loops
 from ._poles import has_pole_at_zero as has_pole_at_zero
 from ._product import Factor as Factor
 from ._product import Product as Product

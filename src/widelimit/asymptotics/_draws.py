@@ -209,7 +209,7 @@ class Draws:
 
     def __init__(self, engine: "Engine", sampling: Sampling) -> None:
         self._engine, self._sampling = engine, sampling
-        self.letter: Letter = engine.letters.new(sampling.count)
+        self.letter: Letter = engine.letters.new(sampling.count, last=True)
         self.drawn = sampling.drawn
         self.columns: tuple[Family, ...] = ()
         self._samples: dict[tuple[int, Ref], Any] = {}

@@ -22,41 +22,30 @@ over them.
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import scalar
 from .._errors import UnsupportedError
-from .._jax import Equation, bind, is_concrete
+from .._jax import is_concrete
 from ..gaussian import Accuracy
 from ..program import (
-    Constant,
-    Elementwise,
-    Input,
     LinComb,
-    Map,
     MatIn,
     MatMul,
-    Moment,
     Nonlin,
-    Primitive,
-    Ratio,
     Readout,
-    Regression,
     TensorArg,
     TensorProgram,
     Term,
     VecIn,
-    appearance,
     compose,
-    regress,
 )
-from ..scalar import Const, Expr
 from ..transform import Parities, Parity
+from ._answers import Answer, Answers, Key
+from ._distance import Distances
 from ._draws import (
     Draws,
     Families,
@@ -67,7 +56,9 @@ from ._draws import (
     is_gaussian,
 )
 from ._expectation import by_parts, expectation
+from ._folding import Folding, Wanted
 from ._index import Index, Letter, Letters, View, constant, equality
+from ._loops import Loop
 from ._product import (
     Factor,
     Product,
@@ -77,9 +68,9 @@ from ._product import (
     compact,
     is_zero,
     materialise,
-    total_of,
 )
 from ._route import Route
+from ._tensors import Tensors
 
 ZERO: Sum = ()
 
@@ -90,10 +81,23 @@ MAX_FORMULAS = 2000
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Side:
-    """A program and the arrays of its inputs."""
+    """A program and the arrays of its inputs.
+
+    It may stand for many inputs of the network at once, which do not interact.
+
+    Attributes:
+        program: that of one input.
+        inputs: the arrays that all inputs share, by key.
+        rows: the arrays that every input has its own of, along axis 0.
+        count: how many inputs there are; None for one, without such an axis.
+        ids: whole numbers, equal for equal inputs, or None.
+    """
 
     program: TensorProgram
     inputs: Mapping[str, Any]
+    rows: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    count: int | None = None
+    ids: Any = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,29 +105,33 @@ class Step:
     """One covariance that was computed, for the printed recursion.
 
     Attributes:
-        rule: what was computed: a nonlinearity, a matrix product, a linear combination.
+        rule: what was computed: a nonlinearity, a matrix product, a linear combination;
+            or the half distance of two lines, which stands for their covariance.
         u: the two lines, as views at the letters of the step.
         v: the second line, or None for a mean.
-        aligned: the numbers of pairs of axes at which both sides agree.
     """
 
     rule: str
     u: View
     v: View | None
-    aligned: tuple[tuple[int, int], ...] = ()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Canonical:
-    """A pair of lines up to renaming of letters: the key of the memo."""
+class Canonical(NamedTuple):
+    """A question about a pair of lines, up to renaming of letters.
 
-    what: str
-    side_u: int
-    u: int
-    side_v: int
-    v: int
-    axes_u: tuple[tuple[str, int], ...]
-    axes_v: tuple[tuple[str, int], ...]
+    Attributes:
+        key: equal for questions that have one answer.
+        u: the first line at letters of the question.
+        v: the second.
+        letters: these, in order.
+        at: the index that was asked for in the place of each.
+    """
+
+    key: Key
+    u: View
+    v: View
+    letters: tuple[Letter, ...]
+    at: tuple[Index, ...]
 
 
 class Engine:
@@ -135,6 +143,10 @@ class Engine:
         dtype: of the numbers; JAX's default if None.
         sampling: what is drawn, if something may be.
         is_rough: expectations only have to be of the right size, at no cost.
+        true: a truth that is known at run time only; see `Letters.once`.
+        inputs_last: the axes of inputs stand behind those of positions, not before.
+        loops: the loops of the programs, if answers are to be loops, and what is
+            wanted of them; see `Folding`.
     """
 
     def __init__(
@@ -144,28 +156,35 @@ class Engine:
         dtype: Any = None,
         sampling: Sampling | None = None,
         is_rough: bool = False,
+        true: Any = None,
+        inputs_last: bool = False,
+        loops: tuple[Sequence[Loop], Wanted | None] | None = None,
     ) -> None:
         self.sides, self.is_rough = tuple(sides), is_rough
         self.accuracy = accuracy or Accuracy()
         self.dtype = jnp.result_type(float) if dtype is None else dtype
-        self.letters = Letters()
+        self.letters = Letters(true)
+        self._batches = {
+            i: self.letters.new(side.count, last=inputs_last)
+            for i, side in enumerate(self.sides)
+            if side.count is not None
+        }
         self.steps: list[Step] = []
         self.taken: dict[tuple[str, int], Route] = {}
         self.measures = False
         self.opaque: set[tuple[int, int]] = set()
         """Lines, by side, that are no sum of products of others."""
         self._asked = 0
-        self._pairs: dict[_Canonical, tuple[Factor | None, tuple[Letter, ...]]] = {}
-        self._tensors: dict[tuple[int, int], Any] = {}
-        self._means: dict[
-            tuple[int, int], tuple[Factor | None, tuple[Letter, ...]]
-        ] = {}
+        self.answers = Answers()
+        self.tensors = Tensors(self)
         parities, programs = Parities(), [s.program for s in self.sides]
         self._parities = [parities.of(p) for p in programs]
         self.families = Families(programs, self._parities)
         self.draws = None if sampling is None else Draws(self, sampling)
         self._drawn = self.draws.drawn if self.draws else frozenset()
         self._changing = self.families.changing(self._drawn)
+        self.distances = Distances(self, programs)
+        self.folding = None if loops is None else Folding(self, *loops)
 
     @property
     def routes(self) -> dict[str, bool]:
@@ -203,6 +222,10 @@ class Engine:
             error = max(error, known.error)
         self.taken[name, dimension] = Route(name, dimension, is_exact, count, error)
 
+    def note(self, rule: str, u: View, v: View | None = None) -> None:
+        """Write down a step of the recursion."""
+        self.steps.append(Step(rule, u, v))
+
     # Public questions -----------------------------------------------------------------
 
     def view(self, ref: int, side: int = 0) -> tuple[View, tuple[Letter, ...]]:
@@ -219,6 +242,15 @@ class Engine:
             total = self.averaged(self.mean(view))
         return self._full(materialise(total, self.letters, letters), letters)
 
+    def batches(self, *sides: int) -> tuple[Letter, ...]:
+        """The letters of the inputs of some sides."""
+        found = (self._batches[s] for s in sides if s in self._batches)
+        return tuple(dict.fromkeys(found))
+
+    def count(self, side: int) -> int:
+        """The number of inputs that a side stands for."""
+        return self.sides[side].count or 1
+
     def law_mean_array(self, side: int, ref: int) -> Any:
         """The mean of a Gaussian line; None for a structural zero."""
         view, letters = self.view(ref, side)
@@ -234,6 +266,8 @@ class Engine:
         centred: bool = True,
     ) -> Any:
         """E Z^u Z^v (or their covariance), of shape same + rest of u + rest of v.
+
+        The axes of the inputs of either side stand before these, if there are any.
 
         Args:
             u: a line of the first side.
@@ -252,6 +286,7 @@ class Engine:
             ask = self.covariance if centred else self.second
             total = ask(first, second)
         out = (
+            *self.batches(*sides),
             *(a[i] for i in same),
             *(x for i, x in enumerate(a) if i not in same),
             *(x for i, x in enumerate(b) if i not in same),
@@ -325,7 +360,22 @@ class Engine:
                 and self._lazy(line)
             ):
                 return self._expand(x, line, lambda z, y=y: self.second_given(z, y), y)
-        return self._memo("second", u, v, self._second_now)
+        near = self._by_distance(u, v, self.second_given)
+        return self._memo("second", u, v, self._second_now) if near is None else near
+
+    def _by_distance(
+        self, u: View, v: View, square: Callable[[View, View], Sum]
+    ) -> Sum | None:
+        """E u v from half distances, where these are known; see `Distances`."""
+        inside = all(i.is_inside for x in (u, v) for i in x.indices)
+        if not (self.distances.matter and inside) or u == v:
+            return None
+        if not isinstance(self.line(u), MatMul | Readout | Nonlin):
+            return None
+        found = self.distances.of(u, v)
+        if found is None:
+            return None
+        return _scaled(square(u, u) + square(v, v), 0.5) + _scaled(found, -1.0)
 
     def cov(self, u: View, v: View) -> Sum:
         """The covariance of two Gaussian lines, K of theorem 4."""
@@ -335,17 +385,14 @@ class Engine:
             line = self.line(x)
             if isinstance(line, LinComb) and self._lazy(line):
                 return self._expand(x, line, lambda z, y=y: self.cov(z, y), None)
+        if (near := self._by_distance(u, v, self.cov)) is not None:
+            return near
         a, b = self.line(u), self.line(v)
         match a, b:
             case VecIn(), VecIn():
                 return self._cov_inputs(u, a, v, b)
-            case MatMul(), MatMul():
-                if self._matrix(u, a) is not self._matrix(v, b) and (
-                    self._matrix(u, a).name != self._matrix(v, b).name
-                ):
-                    return ZERO
-            case Readout(), Readout():
-                if self._vector(u, a).name != self._vector(v, b).name:
+            case (MatMul() as p, MatMul() as q) | (Readout() as p, Readout() as q):
+                if self.weights(u, p).name != self.weights(v, q).name:
                     return ZERO
             case (LinComb(), _) | (_, LinComb()):
                 pass
@@ -400,103 +447,19 @@ class Engine:
 
     # Tensors --------------------------------------------------------------------------
 
+    def cast(self, value: Any) -> Any:
+        """An array in the precision of the engine, if of floating numbers."""
+        value = jnp.asarray(value)
+        floating = jnp.issubdtype(value.dtype, jnp.floating)
+        return value.astype(self.dtype) if floating else value
+
     def tensor(self, side: int, ref: int) -> Any:
         """The value of a Tensor line; None for a structural zero."""
-        key = (side, ref)
-        if key not in self._tensors:
-            self._tensors[key] = self._tensor_now(side, ref)
-        return self._tensors[key]
+        return self.tensors.value(side, ref).array
 
     def tensor_or_zeros(self, side: int, ref: int) -> Any:
         """The value of a Tensor line as an array of its shape."""
-        value = self.tensor(side, ref)
-        shape = self.shape(side, ref)
-        return (
-            jnp.zeros(shape, self.dtype)
-            if value is None
-            else jnp.broadcast_to(value, shape)
-        )
-
-    def _tensor_now(self, side: int, ref: int) -> Any:
-        line = self.sides[side].program.lines[ref]
-        if isinstance(line, Moment):
-            letters = tuple(self.letters.new(s) for s in self.shape(side, ref))
-            indices = tuple(self.letters.identity(a) for a in letters)
-            self.steps.append(Step("moment", View(side, ref, indices), None))
-            total = self.averaged(expectation(self, [(side, line, indices)]))
-            return self._full(materialise(total, self.letters, letters), letters)
-        assert isinstance(line, Map)
-        match line.op:
-            case Input(key):
-                return self._cast(self.sides[side].inputs[key])
-            case Constant(value):
-                return self._cast(value.value)
-            case Elementwise(fn, letters):
-                return self._elementwise(side, line, fn, letters)
-            case Ratio():
-                raise TypeError("`at_ratios` makes ratios numbers before the limit")
-            case Regression(part, blocks):
-                if all(self.tensor(side, r) is None for r in line.args[-blocks:]):
-                    return None
-                args = [self.tensor_or_zeros(side, r) for r in line.args]
-                return regress(part, blocks, args)
-            case Primitive():
-                return self._primitive(side, line, line.op.equation)
-
-    def _primitive(self, side: int, line: Map, equation: Equation) -> Any:
-        args = [self.tensor_or_zeros(side, a) for a in line.args]
-        # It was traced in double precision; whole numbers too may have half as many
-        # bits here.
-        params = {
-            k: self.dtype if _is_float(kind) else jax.dtypes.canonicalize_dtype(kind)
-            for k in ("new_dtype", "dtype", "preferred_element_type", "index_dtype")
-            if (kind := equation.params.get(k)) is not None
-        }
-        kinds = {jnp.result_type(a) for a in args if _is_float(jnp.result_type(a))}
-        if len(kinds) > 1:
-            args = [self._cast(a) for a in args]
-        if "accuracy" in equation.params:
-            params["accuracy"] = equation.params["accuracy"]
-        return bind(equation, args, **params)[0]
-
-    def _elementwise(
-        self, side: int, line: Map, fn: Expr, letters: tuple[tuple[int, ...], ...]
-    ) -> Any:
-        values: list[Any] = [0.0] * len(line.args)
-        structural = True
-        for i, ref in enumerate(line.args):
-            # What a zero has made irrelevant is not computed.
-            if i in appearance(fn):
-                value = self.tensor(side, ref)
-                if value is None or is_zero(value):
-                    structural = structural and value is None
-                    args: list[Expr] = [scalar.Arg(j) for j in range(len(values))]
-                    args[i] = Const(0.0)
-                    fn = drop_zeros(scalar.substitute(fn, args))
-                else:
-                    values[i] = _at_letters(value, letters[i], len(line.shape))
-        if fn == Const(0.0) and structural:
-            return None
-        if isinstance(fn, Const):
-            return jnp.full(line.shape, fn.value, self.dtype)
-        value = total_of([scalar.evaluate(t, values) for t in summands(fn)])
-        return jnp.broadcast_to(value, line.shape)
-
-    def _cast(self, value: Any) -> Any:
-        value = jnp.asarray(value)
-        return value.astype(self.dtype) if _is_float(value.dtype) else value
-
-    def tensor_factor(
-        self, side: int, arg: TensorArg, indices: Sequence[Index]
-    ) -> Factor | None:
-        """A tensor coefficient read at the letters of a query; None for zero."""
-        value = self.tensor(side, arg.ref)
-        if value is None:
-            return None
-        value = jnp.broadcast_to(value, self.shape(side, arg.ref))
-        axes = tuple(i for i, a in enumerate(arg.letters) if a < 0)
-        value = jnp.squeeze(value, axes)
-        return Factor(value, tuple(indices[a] for a in arg.letters if a >= 0))
+        return self.tensors.rows(side, ref)[0]
 
     # Rules ----------------------------------------------------------------------------
 
@@ -509,16 +472,17 @@ class Engine:
                     (Factor(a.cov.value.astype(self.dtype), u.indices + v.indices),)
                 ),
             )
-        product = Product(self._scale(u.side, a.std) + self._scale(v.side, b.std))
+        product = Product(self.scale(u.side, a.std) + self.scale(v.side, b.std))
         if isinstance(a.std, float | int) and a.std == 0.0:
             return ZERO
         for x, y in zip(u.indices, v.indices, strict=True):
             product = self._delta(product, x, y)
         return (product,)
 
-    def _scale(self, side: int, std: float | TensorArg) -> tuple[Factor, ...]:
+    def scale(self, side: int, std: float | TensorArg) -> tuple[Factor, ...]:
+        """A standard deviation, as factors."""
         if isinstance(std, TensorArg):
-            return (Factor(jnp.reshape(self.tensor_or_zeros(side, std.ref), ()), ()),)
+            return (Factor(self.tensors.scalar(side, std.ref), ()),)
         return () if std == 1.0 else (Factor(np.asarray(float(std)), ()),)
 
     def _delta(self, product: Product, x: Index, y: Index) -> Product:
@@ -543,18 +507,18 @@ class Engine:
         a, b = self.line(u), self.line(v)
         for x, y, line in ((u, v, a), (v, u, b)):
             if isinstance(line, LinComb):
-                self.steps.append(Step("linear", u, v))
+                self.note("linear", u, v)
                 return self._expand(x, line, lambda z, y=y: self.cov(z, y), None)
         if isinstance(a, MatMul) and isinstance(b, MatMul):
-            self.steps.append(Step("matmul", u, v))
+            self.note("matmul", u, v)
             p, q = self._matrix(u, a), self._matrix(v, b)
-            weights = self._scale(u.side, p.std) + self._scale(v.side, q.std)
+            weights = self.scale(u.side, p.std) + self.scale(v.side, q.std)
             return self._contract(u, a, v, b, weights)
         assert isinstance(a, Readout)
         assert isinstance(b, Readout)
-        self.steps.append(Step("readout", u, v))
+        self.note("readout", u, v)
         p, q = self._vector(u, a), self._vector(v, b)
-        weights = self._scale(u.side, p.std) + self._scale(v.side, q.std)
+        weights = self.scale(u.side, p.std) + self.scale(v.side, q.std)
         return self._contract(u, a, v, b, weights)
 
     def _contract(
@@ -598,6 +562,31 @@ class Engine:
             for i, index in enumerate(u.indices)
             if i not in read and not index.is_inside
         ]
+
+    def combination(self, u: View, line: LinComb, only: Callable[[Term], bool]) -> Sum:
+        """The mean of some terms of a combination."""
+        some = dataclasses.replace(line, terms=tuple(filter(only, line.terms)))
+        return self._expand(u, some, self.mean, None, constants=True)
+
+    def equal_inputs(self, u: View, v: View, letters: Sequence[Letter]) -> Any:
+        """Where two views are known to be of one entry or input; None for nowhere."""
+        one, two = (self.sides[w.side].ids for w in (u, v))
+        if u.side == v.side:
+            return self._equal_entries(u, v, letters)
+        if one is None or two is None:
+            return None
+        first, second = (self._batches[w.side] for w in (u, v))
+        equal = one[:, None] == two[None, :]
+        return aligned(equal, [first, second], letters)
+
+    def _equal_entries(self, u: View, v: View, letters: Sequence[Letter]) -> Any:
+        """Where two views of a line of one side name the same entry."""
+        found: Any = True
+        for x, y in zip(u.indices, v.indices, strict=True):
+            if x != y:
+                mask, own = equality(x, y)
+                found = found & aligned(mask, own, letters)
+        return found
 
     def _expand(
         self,
@@ -651,7 +640,7 @@ class Engine:
             return None
         factors = [] if term.scale == 1.0 else [Factor(np.asarray(term.scale), ())]
         for arg in term.tensors:
-            factor = self.tensor_factor(u.side, arg, full)
+            factor = self.tensors.factor(u.side, arg, full)
             if factor is None or is_zero(factor.array):
                 return None
             factors.append(factor)
@@ -680,19 +669,18 @@ class Engine:
                 continue
             line = self.line(x)
             if isinstance(line, LinComb):
-                self.steps.append(Step("linear", u, v))
+                self.note("linear", u, v)
                 return self._expand(x, line, lambda z, y=y: self.second_given(z, y), y)
             if (found := by_parts(self, x, y)) is not None:
-                self.steps.append(Step("nonlin", u, v))
+                self.note("nonlin", u, v)
                 return found
-        self.steps.append(Step("nonlin", u, v))
+        self.note("nonlin", u, v)
         pair = [(x.side, x.ref, x.indices) for x in (u, v)]
         return expectation(self, pair)
 
     def _combination_mean(self, u: View, line: LinComb) -> Sum:
         """Found once for every line: recursions read what is before them twice."""
-        key = (u.side, u.ref)
-        if key not in self._means:
+        if _mean_key(u) not in self.answers:
             total = self._expand(u, line, self.mean, None, constants=True)
             if total and (
                 self._lazy(line) or not any(f.indices for p in total for f in p.factors)
@@ -706,7 +694,7 @@ class Engine:
         return self._known_mean(u, self._nonlin_mean_now)
 
     def _nonlin_mean_now(self, u: View) -> Sum:
-        self.steps.append(Step("mean", u, None))
+        self.note("mean", u)
         return expectation(self, [(u.side, u.ref, u.indices)])
 
     def _sample(self, u: View) -> Sum:
@@ -716,40 +704,63 @@ class Engine:
 
     def _known_mean(self, u: View, compute: Callable[[View], Sum]) -> Sum:
         """A mean at all positions, computed once, read at those asked."""
-        key = (u.side, u.ref)
-        if key not in self._means:
+
+        def now() -> Answer | None:
             view, letters = self.view(u.ref, u.side)
-            self._means[key] = self._compact(compute(view), letters), letters
-        found, letters = self._means[key]
-        return self._read(found, letters, u.indices)
+            return self.compact(compute(view), letters)
 
-    def with_samples(self, letters: Sequence[Letter]) -> tuple[Letter, ...]:
-        """The letters that a number given the draws can have."""
-        return (*letters, *([] if self.draws is None else [self.draws.letter]))
+        return self.read(self.remembered(_mean_key(u), now), u.indices)
 
-    def _compact(self, total: Sum, letters: Sequence[Letter]) -> Factor | None:
-        """A number at letters and given the draws."""
-        found = compact(total, self.letters, self.with_samples(letters))
-        if found is not None and self.draws is not None:
+    def given(self, letters: Iterable[Letter]) -> tuple[Letter, ...]:
+        """The letters that a number at some has: also inputs, and samples."""
+        sample = () if self.draws is None else (self.draws.letter,)
+        return tuple(sorted({*letters, *self._batches.values(), *sample}))
+
+    def compact(self, total: Sum, letters: Sequence[Letter]) -> Answer | None:
+        """A sum at letters as an answer; None for a structural zero."""
+        found = compact(total, self.letters, self.given(letters))
+        if found is None:
+            return None
+        if self.is_sampled(found):
+            assert self.draws is not None
             check_size(np.size(found.array), self.draws.count)
-        return found
+        axes = (i.letters[0] for i in found.indices)
+        place = {a: k for k, a in enumerate(letters)}
+        return Answer(found.array, tuple(place.get(a, ~a) for a in axes))
 
-    def _read(
-        self, found: Factor | None, letters: Sequence[Letter], at: Sequence[Index]
-    ) -> Sum:
-        """What was found at letters, read at indices in their place."""
+    def read(self, found: Answer | None, at: Sequence[Index]) -> Sum:
+        """An answer, read at indices in the place of its letters."""
         if found is None:
             return ZERO
-        place = dict(zip(letters, at, strict=True))
-        read = tuple(place.get(i.letters[0], i) for i in found.indices)
         outside = [
             Factor((index.table >= 0).astype(float), self.plain(index.letters))
-            for letter, index in place.items()
-            if letter not in found.letters() and not index.is_inside
+            for place, index in enumerate(at)
+            if place not in found.places and not index.is_inside
         ]
+        read = tuple(
+            at[p] if p >= 0 else self.letters.identity(~p) for p in found.places
+        )
         return (Product((Factor(found.array, read), *outside)),)
 
     # The memo -------------------------------------------------------------------------
+
+    def remembered(self, key: Key, compute: Callable[[], Any]) -> Any:
+        """An answer, computed once, or by a loop over equal layers."""
+        if self.folding is None:
+            if key not in self.answers:
+                self.answers[key] = compute()
+            return self.answers[key]
+        self.folding.asked(key)
+        if key not in self.answers:
+            with self.folding.computing(key):
+                self.answers[key] = compute()
+        return self.answers[key]
+
+    def kept(self, key: Key, found: Answer | None) -> Answer | None:
+        """An answer that XLA computes once; one that a loop carries on is so anyway."""
+        if found is None or (self.folding is not None and self.folding.carries(key)):
+            return found
+        return found._replace(array=self.letters.once(found.array))
 
     def _memo(
         self, what: str, u: View, v: View, compute: Callable[[View, View], Sum]
@@ -757,78 +768,94 @@ class Engine:
         """The answer at canonical letters, computed once, read at the letters asked."""
         if _disjoint(u, v):
             return ZERO
+        asked = self.canonical(what, u, v)
+
+        def now() -> Answer | None:
+            found = self.compact(compute(asked.u, asked.v), asked.letters)
+            if what == "second" and found is not None:
+                found = self._exact_diagonal(asked, found)
+                return self.kept(asked.key, found)
+            return found
+
+        return self.read(self.remembered(asked.key, now), asked.at)
+
+    def ask(self, key: Key) -> None:
+        """Ask a question by its key."""
+        (side, ref), *_ = key.lines
+        match key.kind:
+            case "tensor":
+                self.tensors.value(side, ref)
+            case "mean":
+                self.mean(self.view(ref, side)[0])
+            case "distance":
+                self.distances.of(*self._views(key))
+            case "extended":
+                self.distances.padded_square(side, ref, key.rest)
+            case "cov":
+                self._memo("cov", *self._views(key), self._cov_now)
+            case _:
+                self._memo("second", *self._views(key), self._second_now)
+
+    def _views(self, key: Key) -> tuple[View, View]:
+        """Views that ask the question of a key."""
+        places_u, places_v, partners = key.rest
+        (s, u), (t, v) = key.lines
+        first, _ = self.view(u, s)
+        second, _ = self.view(v, t)
+        at_u = [
+            i if p is None else constant(p)
+            for i, p in zip(first.indices, places_u, strict=True)
+        ]
+        at_v = [
+            i if p is None else constant(p)
+            for i, p in zip(second.indices, places_v, strict=True)
+        ]
+        for i, j in partners:
+            at_v[j] = at_u[i]
+        return View(s, u, tuple(at_u)), View(t, v, tuple(at_v))
+
+    def canonical(self, what: str, u: View, v: View) -> Canonical:
+        """A question with its axes aligned, fixed or free, at letters of its own."""
         if (v.side, v.ref) < (u.side, u.ref):
             u, v = v, u
-        key, letters_u, letters_v, read = self._canonical(what, u, v)
-        if key not in self._pairs:
-            x = View(u.side, u.ref, letters_u)
-            y = View(v.side, v.ref, letters_v)
-            out = [i.letters[0] for i in letters_u if i.letters]
-            out += [
-                i.letters[0] for i in letters_v if i.letters and i.letters[0] not in out
-            ]
-            found = self._compact(compute(x, y), out)
-            if what == "second" and found is not None:
-                found = self._exact_diagonal(x, y, out, found)
-            self._pairs[key] = found, tuple(out)
-        return self._read(*self._pairs[key], read)
-
-    def _canonical(
-        self, what: str, u: View, v: View
-    ) -> tuple[_Canonical, tuple[Index, ...], tuple[Index, ...], list[Index]]:
-        """Which axes are aligned, fixed or free; new letters; how to read a result."""
         shape_u, shape_v = self.shape(u.side, u.ref), self.shape(v.side, v.ref)
-        axes_u: list[tuple[str, int]] = []
-        axes_v: list[tuple[str, int]] = [("free", 0)] * len(shape_v)
-        at_u: list[Index] = []
-        at_v: list[Index | None] = [None] * len(shape_v)
-        read: list[Index] = []
+        places_u = [_place(i, n) for i, n in zip(u.indices, shape_u, strict=True)]
+        places_v = [_place(i, n) for i, n in zip(v.indices, shape_v, strict=True)]
+        partners: dict[int, int] = {}
         for i, index in enumerate(u.indices):
-            if (place := _place(index, shape_u[i])) is not None:
-                axes_u.append(("fixed", place))
-                at_u.append(constant(place))
-                continue
-            letter = self.letters.new(shape_u[i])
-            at_u.append(self.letters.identity(letter))
-            read.append(index)
-            partner = next(
-                (
-                    j
-                    for j, other in enumerate(v.indices)
-                    if at_v[j] is None and other == index and shape_v[j] == shape_u[i]
-                ),
-                None,
-            )
-            if partner is None:
-                axes_u.append(("free", 0))
-            else:
-                axes_u.append(("aligned", partner))
-                axes_v[partner] = ("aligned", i)
-                at_v[partner] = self.letters.identity(letter)
+            for j, other in enumerate(v.indices):
+                free = places_u[i] is None and j not in partners.values()
+                if free and other == index and shape_v[j] == shape_u[i]:
+                    partners[i] = j
+                    break
+        at: dict[Letter, Index] = {}
+        new_u: list[Index] = [constant(p or 0) for p in places_u]
+        new_v: list[Index] = [constant(p or 0) for p in places_v]
+        for i, index in enumerate(u.indices):
+            if places_u[i] is None:
+                letter = self.letters.new(shape_u[i])
+                at[letter], new_u[i] = index, self.letters.identity(letter)
+                if i in partners:
+                    new_v[partners[i]] = new_u[i]
         for j, index in enumerate(v.indices):
-            if at_v[j] is not None:
-                continue
-            if (place := _place(index, shape_v[j])) is not None:
-                axes_v[j] = ("fixed", place)
-                at_v[j] = constant(place)
-            else:
-                at_v[j] = self.letters.identity(self.letters.new(shape_v[j]))
-                read.append(index)
-        key = _Canonical(
-            what, u.side, u.ref, v.side, v.ref, tuple(axes_u), tuple(axes_v)
-        )
-        return key, tuple(at_u), tuple(i for i in at_v if i is not None), read
+            if places_v[j] is None and j not in partners.values():
+                letter = self.letters.new(shape_v[j])
+                at[letter], new_v[j] = index, self.letters.identity(letter)
+        lines = (u.side, u.ref), (v.side, v.ref)
+        rest = tuple(places_u), tuple(places_v), tuple(partners.items())
+        key = Key(what, lines, rest)
+        x, y = View(u.side, u.ref, tuple(new_u)), View(v.side, v.ref, tuple(new_v))
+        return Canonical(key, x, y, tuple(at), tuple(at.values()))
 
-    def _exact_diagonal(
-        self, u: View, v: View, out: Sequence[Letter], found: Factor
-    ) -> Factor:
+    def _exact_diagonal(self, asked: Canonical, found: Answer) -> Answer:
         """Equal positions of one line are one variable: no formula at rho = 1."""
+        u, v = asked.u, asked.v
         if (u.side, u.ref) != (v.side, v.ref) or u.indices == v.indices:
             return found
         pairs = list(zip(u.indices, v.indices, strict=True))
         if any(i != j and not (i.letters and j.letters) for i, j in pairs):
             return found
-        everything = self.with_samples(out)
+        everything = self.given(asked.letters)
         exact = self._memo("second", u, u, self._second_now)
         diagonal = materialise(exact, self.letters, everything)
         if diagonal is None:
@@ -838,14 +865,23 @@ class Engine:
             if i != j:
                 eye, axes = np.eye(i.table.size, dtype=bool), i.letters + j.letters
                 mask = mask & aligned(eye, axes, everything)
-        value = materialise((Product((found,)),), self.letters, everything)
-        return as_factor(jnp.where(mask, diagonal, value), self.letters, everything)
+        at = self.plain(asked.letters)
+        value = materialise(self.read(found, at), self.letters, everything)
+        value = jnp.where(mask, diagonal, value)
+        exact = (Product((as_factor(value, self.letters, everything),)),)
+        corrected = self.compact(exact, asked.letters)
+        assert corrected is not None
+        return corrected
 
     # Small questions ------------------------------------------------------------------
 
     def line(self, u: View) -> Any:
         """The line behind a view."""
-        return self.sides[u.side].program.lines[u.ref]
+        return self.line_at(u.side, u.ref)
+
+    def line_at(self, side: int, ref: int) -> Any:
+        """A line of a side."""
+        return self.sides[side].program.lines[ref]
 
     def shape(self, side: int, ref: int) -> tuple[int, ...]:
         """The index shape of a line."""
@@ -905,6 +941,12 @@ class Engine:
             )
         return matrix
 
+    def weights(self, u: View, line: MatMul | Readout) -> MatIn | VecIn:
+        """The line of the weights that a product has."""
+        if isinstance(line, MatMul):
+            return self._matrix(u, line)
+        return self._vector(u, line)
+
     def _vector(self, u: View, line: Readout) -> VecIn:
         vector = self.sides[u.side].program.lines[line.v]
         assert isinstance(vector, VecIn)
@@ -916,30 +958,8 @@ class Engine:
         return jnp.broadcast_to(value, tuple(self.letters.sizes[a] for a in letters))
 
 
-def summands(expr: Expr) -> list[Expr]:
-    """Terms whose sum is `expr`."""
-    match expr:
-        case scalar.Call("add", (x, y)):
-            return summands(x) + summands(y)
-        case scalar.Call("sub", (x, y)):
-            return summands(x) + [scalar.call("neg", t) for t in summands(y)]
-    return [expr]
-
-
-def drop_zeros(expr: Expr) -> Expr:
-    """`expr` with structural zeros carried through: 0 * x is 0, x + 0 is x."""
-    if not isinstance(expr, scalar.Call):
-        return expr
-    args = tuple(drop_zeros(a) for a in expr.args)
-    zero = Const(0.0)
-    match expr.op, args:
-        case ("mul", (a, b)) if zero in (a, b):
-            return zero
-        case ("div", (a, _)) if a == zero:
-            return zero
-        case ("sub", (a, b)) if a == zero:
-            return scalar.call("neg", b)
-    return scalar.call(expr.op, *args)
+def _mean_key(u: View) -> Key:
+    return Key("mean", ((u.side, u.ref),))
 
 
 def _times(x: Sum, y: Sum) -> Sum:
@@ -970,13 +990,3 @@ def _disjoint(u: View, v: View) -> bool:
         private = tuple(n for n, a in enumerate(letters) if a not in shared)
         both = both & (index.spread(letters) >= 0).any(axis=private)
     return not both.any()
-
-
-def _at_letters(value: Any, letters: tuple[int, ...], ndim: int) -> Any:
-    """A tensor with its axes moved to the letters of a result of `ndim` letters."""
-    value = jnp.squeeze(value, tuple(i for i, a in enumerate(letters) if a < 0))
-    return aligned(value, [a for a in letters if a >= 0], range(ndim))
-
-
-def _is_float(dtype: Any) -> bool:
-    return dtype is not None and jnp.issubdtype(dtype, jnp.floating)

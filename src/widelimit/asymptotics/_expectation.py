@@ -192,6 +192,7 @@ def _atoms(engine: "Engine", atoms: Sequence[Atom]) -> tuple[Factor, ...] | None
         placed.append((atom, tuple(numbers)))
     read = {a for view in views for i in view.indices for a in i.letters}
     read.update(a for atom in atoms for f in atom.params for a in f.letters())
+    read.update(engine.batches(*(view.side for view in views)))
     letters = tuple(sorted(read))
     moments = _Moments(engine, views, letters)
     factors: list[Factor] = []
@@ -251,6 +252,17 @@ class _Moments:
                 total = self._engine.cov(self._views[key[0]], self._views[key[1]])
                 self._cov[key] = materialise(total, self._engine.letters, self._letters)
         return self._cov[key]
+
+    def distance(self, i: int, j: int) -> Any:
+        """E(u - v)^2 / 2 of leaves i and j, where that is known and matters."""
+        distances = self._engine.distances
+        if not distances.matter:
+            return None
+        total = distances.of(self._views[i], self._views[j])
+        if total is None:
+            return None
+        found = materialise(total, self._engine.letters, self._letters)
+        return jnp.zeros((), self._engine.dtype) if found is None else found
 
     def check_exists(
         self,
@@ -356,7 +368,11 @@ def _group(
         return None
     if linear and len(group) == 1:
         return means[0]
+    distance = moments.distance(*numbers) if len(numbers) == 2 and centred else None
     cov = [[moments.cov(i, j) for j in numbers] for i in numbers]
+    if distance is not None:
+        (a, _), (_, b) = cov
+        cov[0][1] = cov[1][0] = 0.5 * (a + b) - distance
     params: list[Any] = []
     sampled = False
     functions: list[Expr] = []
@@ -373,18 +389,19 @@ def _group(
         cov[i][i] = zero if cov[i][i] is None else cov[i][i]
     moments.check_exists(functions, numbers, means, cov, params)
     families = functools.partial(moments.families, numbers)
-    return _value(engine, functions, (means, cov, params), families, sampled)
+    law = means, cov, params, distance
+    return _value(engine, functions, law, families, sampled)
 
 
 def _value(
     engine: "Engine",
     functions: Sequence[Expr],
-    law: tuple[Sequence[Any], Sequence[Sequence[Any]], Sequence[Any]],
+    law: tuple[Sequence[Any], Sequence[Sequence[Any]], Sequence[Any], Any],
     families: Callable[[], frozenset[Family]],
     sampled: bool,
 ) -> Any:
     """The expectation of a product of functions, whose parameters may be samples."""
-    (means, cov, params), count = law, len(law[0])
+    (means, cov, params, distance), count = law, len(law[0])
     if engine.is_rough:
         value = gaussian.rough_mean(functions, means, cov, params)
         engine.take("rough", count, True, value, lambda: value)
@@ -396,10 +413,10 @@ def _value(
         many = "QMC" in route and count > engine.draws.alone
         if many or sampled:
             raise NeedsDraws(families())
-    value = gaussian.expect(functions, means, cov, params, accuracy=engine.accuracy)
+    value = gaussian.expect(functions, means, cov, params, engine.accuracy, distance)
 
     def coarse() -> Any:
-        return gaussian.expect(functions, means, cov, params, accuracy=COARSE)
+        return gaussian.expect(functions, means, cov, params, COARSE, distance)
 
     engine.take(route, count, exact, value, coarse)
     return value
@@ -408,7 +425,7 @@ def _value(
 def _mean(engine: "Engine", view: View) -> Factor | None:
     """The mean of a line; None for a structural zero."""
     letters = sorted({a for i in view.indices for a in i.letters})
-    return compact(engine.mean(view), engine.letters, engine.with_samples(letters))
+    return compact(engine.mean(view), engine.letters, engine.given(letters))
 
 
 def _as_factor(engine: "Engine", value: Any, letters: Sequence[Letter]) -> Factor:
@@ -576,7 +593,7 @@ class _Function:
             view = View(side, x, self._indices)
             args.append(_mean(engine, view) if read else None)
         for t in self._line.tensors:
-            args.append(engine.tensor_factor(side, t, self._indices))
+            args.append(engine.tensors.factor(side, t, self._indices))
         letters = tuple(sorted({a for f in args if f is not None for a in f.letters()}))
         values: list[Any] = []
         for f in args:
@@ -632,7 +649,7 @@ class _Composite:
         for t in line.tensors:
             factor = None
             if len(args) in used:
-                factor = self._engine.tensor_factor(side, t, indices)
+                factor = self._engine.tensors.factor(side, t, indices)
             args.append(self._param(factor))
         return scalar.substitute(fn, args)
 

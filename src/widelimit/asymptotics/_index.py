@@ -8,29 +8,59 @@ static: plain NumPy at trace time.
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from ..program import AxisMap
+from ._slices import once
 
 Letter = int
 Index = AxisMap
 """An `AxisMap` whose letters are those of a query instead of those of a line."""
 
 
-class Letters:
-    """Gives out fresh letters and remembers their sizes."""
+# Letters from here on stand behind all others.
+_LAST = 2**40
 
-    def __init__(self) -> None:
+
+def is_last(letter: Letter) -> bool:
+    """Whether a letter stands behind all others."""
+    return letter >= _LAST
+
+
+class Letters:
+    """Gives out fresh letters and remembers their sizes.
+
+    The axes of an array stand in the order of its letters.
+
+    Args:
+        true: a truth that XLA does not know when it compiles; None where arrays may be
+            computed again.
+    """
+
+    def __init__(self, true: Any = None) -> None:
         self.sizes: dict[Letter, int] = {}
         self._identities: dict[Letter, Index] = {}
         self._next: Iterator[int] = itertools.count()
+        self._next_last: Iterator[int] = itertools.count(_LAST)
+        self.true = true
+        self._kept: dict[int, Any] = {}
 
-    def new(self, size: int) -> Letter:
-        """A letter that no query has used."""
-        letter = next(self._next)
+    def new(self, size: int, last: bool = False) -> Letter:
+        """A letter that no query has used, which may stand behind all others."""
+        letter = next(self._next_last if last else self._next)
         self.sizes[letter] = size
         return letter
+
+    def once(self, array: Any) -> Any:
+        """The array, which XLA is not to compute again for every one of its readers."""
+        known = isinstance(array, np.ndarray) or id(array) in self._kept
+        if self.true is None or known:
+            return array
+        array = once(self.true, array)
+        self._kept[id(array)] = array
+        return array
 
     def identity(self, letter: Letter) -> Index:
         """The index that is the letter itself."""

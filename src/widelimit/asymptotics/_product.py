@@ -14,29 +14,17 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from .._jax import is_concrete
-from ..program import AxisMap, compose
+from ..program import AxisMap, compose, unravel
 from ._index import Index, Letter, Letters
+from ._stencil import Factor, sum_of_slices
 
 # Axes up to this size are summed by shifting and adding rather than by gathering.
 _SHIFTS = 64
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Factor:
-    """An array; axis `i` is read at `indices[i]`."""
-
-    array: Any
-    indices: tuple[Index, ...]
-
-    def letters(self) -> set[Letter]:
-        """The letters that the factor depends on."""
-        return {a for i in self.indices for a in i.letters}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -211,11 +199,17 @@ def _rename(factor: Factor, old: Letter, new: Letter, letters: Letters) -> Facto
 
 def _plain(factor: Factor, private: Sequence[Letter], letters: Letters) -> Factor:
     """The factor with every index a letter; private sums by shifting and adding."""
-    for letter in private:
-        touched = [i for i in factor.indices if letter in i.letters]
-        shifting = any(not i.is_identity for i in touched)
-        if shifting and letters.sizes[letter] <= _SHIFTS:
-            factor = _sum_letter(factor, letter, letters)
+    shifting = [
+        a
+        for a in private
+        if letters.sizes[a] <= _SHIFTS
+        and any(a in i.letters and not i.is_identity for i in factor.indices)
+    ]
+    if shifting:
+        factor = sum_of_slices(factor, shifting, letters) or _sums(
+            factor, shifting, letters
+        )
+    factor = _merged(factor)
     sizes = np.shape(factor.array)
     if all(_is_letter(i, s) for i, s in zip(factor.indices, sizes, strict=True)):
         return factor
@@ -232,27 +226,48 @@ def _plain(factor: Factor, private: Sequence[Letter], letters: Letters) -> Facto
     return Factor(array, tuple(indices))
 
 
+def _merged(factor: Factor) -> Factor:
+    """Axes that one letter runs through in row order as one, as a flattened image."""
+    by_letter: dict[Letter, list[int]] = {}
+    for axis, index in enumerate(factor.indices):
+        if len(index.letters) == 1:
+            by_letter.setdefault(index.letters[0], []).append(axis)
+    for letter, axes in by_letter.items():
+        shape = [factor.array.shape[a] for a in axes]
+        grid = [factor.indices[a].table for a in axes]
+        if len(axes) < 2 or math.prod(shape) != grid[0].size:
+            continue
+        rows = unravel(np.arange(grid[0].size), shape)
+        if not all(map(np.array_equal, grid, rows)):
+            continue
+        first, gone = axes[0], axes[1:]
+        array = jnp.moveaxis(factor.array, gone, range(first + 1, first + len(axes)))
+        joined = (
+            *array.shape[:first],
+            math.prod(shape),
+            *array.shape[first + len(axes) :],
+        )
+        kept = [i for k, i in enumerate(factor.indices) if k not in axes]
+        index = AxisMap.identity(letter, math.prod(shape))
+        indices = (*kept[:first], index, *kept[first:])
+        return _merged(Factor(array.reshape(joined), indices))
+    return factor
+
+
+def _sums(factor: Factor, summed: Sequence[Letter], letters: Letters) -> Factor:
+    for letter in summed:
+        factor = _sum_letter(factor, letter, letters)
+    return factor
+
+
 def _is_letter(index: Index, size: int) -> bool:
     return index.is_identity and index.table.size == size
-
-
-@jax.custom_jvp
-def _once(array: Any) -> Any:
-    """The array, which XLA is not to compute again for every one of its readers."""
-    return lax.optimization_barrier(array)
-
-
-@_once.defjvp
-def _once_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
-    return _once(*primals), tangents[0]
 
 
 def _sum_letter(factor: Factor, letter: Letter, letters: Letters) -> Factor:
     total: Any = None
     fixed: tuple[Index, ...] = ()
-    array = factor.array
-    if not isinstance(array, np.ndarray):
-        array = _once(array)
+    array = letters.once(factor.array)
     for value in range(letters.sizes[letter]):
         indices = tuple(_fix(i, letter, value) for i in factor.indices)
         shifted = _shift_touched(Factor(array, indices), factor, letter, letters)

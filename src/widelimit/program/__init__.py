@@ -5,6 +5,7 @@ from ._classes import classes as classes
 from ._function import appearance as appearance
 from ._function import canonical as canonical
 from ._handles import Handle as Handle
+from ._index import fit_affine as fit_affine
 from ._index import letter_names as letter_names
 from ._lines import Array as Array
 from ._lines import AxisMap as AxisMap

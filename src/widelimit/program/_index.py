@@ -42,6 +42,17 @@ def _fit_affine(table: np.ndarray, size: int) -> tuple[list[int], int] | None:
     return (slopes, constant) if np.array_equal(grid, table) else None
 
 
+def fit_affine(table: np.ndarray, size: int) -> np.ndarray | None:
+    """The values that an affine index has where the table says "outside", or None.
+
+    Args:
+        table: of an index into an axis.
+        size: of the axis.
+    """
+    found = _fit_affine(table, size)
+    return None if found is None else _grid(*found, table.shape)
+
+
 def _slope(table: np.ndarray) -> int:
     both = (table[1:] >= 0) & (table[:-1] >= 0)
     steps = (table[1:] - table[:-1])[both]

@@ -15,6 +15,7 @@ from ._detranspose import Detransposed as Detransposed
 from ._detranspose import detranspose as detranspose
 from ._directional import directional as directional
 from ._drop_dead import drop_dead as drop_dead
+from ._in_order import in_order as in_order
 from ._linearise import Linearised as Linearised
 from ._linearise import linearise as linearise
 from ._merge_equal import merge_equal as merge_equal

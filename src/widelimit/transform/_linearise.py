@@ -49,10 +49,12 @@ class Linearised:
         program: the lines of the old program, at their places, and the new ones.
         changes: for every set of directions: the line of the change, for every line
             that changes.
+        beside: for every line that is new, the old line whose change needed it.
     """
 
     program: TensorProgram
     changes: tuple[Mapping[Ref, Ref], ...]
+    beside: Mapping[Ref, Ref]
 
 
 def linearise(
@@ -73,16 +75,16 @@ def linearise(
     Raises:
         UnsupportedError: a function has no derivative among the known operations.
     """
-    writer, changes = Writer(program), []
+    writer, changes, beside = Writer(program), [], {}
     for i, one in enumerate(directions):
         run = _Linearisation(writer, one, f"d{i or ''}_")
         for ref in range(len(program)):
+            count = len(writer.lines)
             run.line(ref)
+            beside |= dict.fromkeys(range(count, len(writer.lines)), ref)
         changes.append(run.changes)
-    lines = tuple(writer.lines)
-    return Linearised(
-        TensorProgram(lines, program.outputs, program.taps), tuple(changes)
-    )
+    whole = TensorProgram(tuple(writer.lines), program.outputs, program.taps)
+    return Linearised(whole, tuple(changes), beside)
 
 
 def deviation(writer: Writer, given: float | str) -> float | TensorArg:
