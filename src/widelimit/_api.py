@@ -30,18 +30,30 @@ from ._networks import (
     struct_of,
     with_rows,
 )
+from ._progress import Progress, check_progress, reported
 from ._sampled import MAX_SAMPLES, SAMPLES, SampledLimit, estimates
 from .asymptotics import PAIRS, Engine, NeedsDraws, Question, Side
 from .gaussian import Estimate
-from .kernels import BlockKernel, PairKernel, Quantities, averaged, mean_of
+from .kernels import (
+    BlockKernel,
+    Inputs,
+    PairKernel,
+    Plan,
+    Quantities,
+    averaged,
+    forwards,
+    mean_of,
+)
 from .program import TensorProgram
 from .report import (
     Explanation,
     Formula,
     GradientReport,
+    KernelPlan,
     explain,
     formula,
     gradient_report,
+    kernel_plan,
 )
 from .trace import Constant, Network, Normal, Untied, path_name
 
@@ -148,6 +160,24 @@ class Statistics:
     gradient: Any
 
 
+class _How:
+    """How kernels are computed: in which tiles, and who is told.
+
+    Raises:
+        InputError: as for `Limit.kernels`.
+    """
+
+    def __init__(self, block: Any = None, progress: Any = False) -> None:
+        whole = isinstance(block, int | np.integer) and not isinstance(block, bool)
+        if block is not None and not (whole and block > 0):
+            raise InputError(
+                f"`block` should be a whole number of inputs above zero, got {block!r}."
+            )
+        check_progress(progress)
+        self.block = None if block is None else int(block)
+        self.progress = progress
+
+
 class Limit:
     """A network and its infinite-width limit. Made by `wl.limit`."""
 
@@ -168,7 +198,8 @@ class Limit:
         x2: Any | None = None,
         *,
         diagonal: bool = False,
-        progress: Any = None,
+        block: int | None = None,
+        progress: bool | Progress = False,
     ) -> jax.Array:
         """The covariance of the outputs in the limit.
 
@@ -185,7 +216,8 @@ class Limit:
             x2: N2 inputs, perhaps of other lengths; `x1` when None. A network whose
                 inputs interact takes each of `x1` and `x2` as one batch.
             diagonal: only of every input of `x1` with itself.
-            progress: called as `progress(done, all)` after each tile.
+            block: as for `kernels`.
+            progress: as for `kernels`.
 
         Returns:
             Shape (N1, N2, *I, *I'), averaged over the output axis: see `trace_axes`;
@@ -195,14 +227,16 @@ class Limit:
         Raises:
             NoLimitError: the output diverges; the message has its power of n. Or an
                 expectation does not exist, as in normalising equal inputs.
-            InputError: data that are not finite, empty, or out of range.
+            InputError: data that are not finite, empty, or out of range; kernels that
+                do not fit in memory.
             ShapeMismatchError: `f` cannot take inputs of this shape.
         """
+        how = _How(block, progress)
         if not diagonal:
-            return self._compute(x1, x2, progress, "nngp")["nngp"]
+            return self._compute(x1, x2, "nngp", how=how)["nngp"]
         if x2 is not None:
             raise InputError("`diagonal` is of the inputs of `x1`; leave `x2` out.")
-        return self._compute(x1, None, progress, "nngp", diagonal=True)["nngp"]
+        return self._compute(x1, None, "nngp", how=how, diagonal=True)["nngp"]
 
     def ntk(
         self,
@@ -210,7 +244,8 @@ class Limit:
         x2: Any | None = None,
         *,
         by_param: bool = False,
-        progress: Any = None,
+        block: int | None = None,
+        progress: bool | Progress = False,
     ) -> Any:
         """The neural tangent kernel in the limit.
 
@@ -227,7 +262,8 @@ class Limit:
             x1: N1 inputs, as for `nngp`.
             x2: N2 inputs, or None for `x1`.
             by_param: give the part of every trained parameter, by name.
-            progress: called as `progress(done, all)` after each tile.
+            block: as for `kernels`.
+            progress: as for `kernels`.
 
         Returns:
             Shape (N1, N2, *I, *I'), averaged over the output axis: see `trace_axes`;
@@ -243,24 +279,50 @@ class Limit:
         References:
             Yang (2020), https://arxiv.org/abs/2006.14548.
         """
+        how = _How(block, progress)
         if not by_param:
-            return self._compute(x1, x2, progress, "ntk")["ntk"]
-        parts = self._compute(x1, x2, progress, "parts")
+            return self._compute(x1, x2, "ntk", how=how)["ntk"]
+        parts = self._compute(x1, x2, "parts", how=how)
         return {key.removeprefix("ntk:"): k for key, k in parts.items()}
 
     def kernels(
-        self, x1: Any, x2: Any | None = None, *, progress: Any = None
+        self,
+        x1: Any,
+        x2: Any | None = None,
+        *,
+        block: int | None = None,
+        progress: bool | Progress = False,
     ) -> Kernels:
-        """Both kernels in one pass: `.nngp` and `.ntk`, as the methods give them."""
-        return Kernels(**self._compute(x1, x2, progress, "nngp", "ntk"))
+        """Both kernels in one pass: `.nngp` and `.ntk`, as the methods give them.
+
+        They are computed in tiles of pairs, a few at once: the memory that is taken
+        beside the results is bounded, however many inputs there are. `plan` says what
+        it is. Where inputs of a batch interact, something is sampled, or arguments are
+        traced by JAX, all of it is one program instead.
+
+        Args:
+            x1: N1 inputs, as for `nngp`.
+            x2: N2 inputs, or None for `x1`.
+            block: the most inputs along the side of a tile; chosen for this network
+                and these inputs if None. The memory for tiles grows with its square.
+            progress: show a bar; or a function called as `progress(done, all)` after
+                each tile. Without tiles it is never called.
+
+        Raises:
+            InputError: the results, or the tiles, do not fit in memory: the message has
+                the numbers; or as for `nngp`.
+            NoLimitError: as for `nngp` and `ntk`.
+        """
+        how = _How(block, progress)
+        return Kernels(**self._compute(x1, x2, "nngp", "ntk", how=how))
 
     @any_rank()
     def _compute(
         self,
         x1: Any,
         x2: Any | None,
-        progress: Any,
         *what: str,
+        how: _How | None = None,
         diagonal: bool = False,
         precise: bool = False,
     ) -> dict[str, Any]:
@@ -276,7 +338,7 @@ class Limit:
             self._sampled.check_exists(x1, x2, dtype, what)
         try:
             if not batch:
-                found = self._by_pairs(x1, x2, progress, what, diagonal)
+                found = self._by_pairs(x1, x2, what, how or _How(), diagonal)
                 return _checked_numbers(found)
             question, inputs = self._sampled.question(x1, x2, dtype, what)
             found = question.formulas(inputs)
@@ -316,31 +378,34 @@ class Limit:
         self,
         x1: Any,
         x2: Any | None,
-        progress: Any,
         what: Sequence[str],
+        how: _How,
         diagonal: bool,
     ) -> dict[str, Any]:
         """Kernels of inputs that do not interact, pair by pair, by formulas."""
+        kernel, shared = self._block_kernel(x1, x2, what)
+        if diagonal:
+            return forwards(kernel.diagonal, shared, x1)
+        with reported(how.progress, "kernels") as progress:
+            options = {"block": how.block, "progress": progress}
+            return forwards(functools.partial(kernel, **options), shared, x1, x2)
+
+    def _block_kernel(
+        self, x1: Any, x2: Any | None, what: Sequence[str]
+    ) -> tuple[BlockKernel, Callable[[], dict[str, Any]]]:
+        """The kernels of pairs of such inputs, and what makes the arrays they share."""
         one, two = struct_of(x1), struct_of(x1 if x2 is None else x2)
         first, second = (
             self._networks.asked(x, False, frozenset(what)) for x in (one, two)
         )
         dtype = _dtype(x1)
-        kernel = PairKernel(first, second, self.trace_axes, False)
-        shared = self._networks.shared(dtype, what)
+        shared = functools.partial(self._networks.shared, dtype, what)
         keys = [key_of(with_rows(s, 1)) for s in (one, two)]
         key = (*keys, str(dtype), frozenset(what))
         if key not in self._kernels:
-            self._kernels[key] = BlockKernel(
-                lambda c, a, b: kernel.pair(
-                    {**c, **named_inputs(a)}, {**c, **named_inputs(b)}, dtype
-                ),
-                lambda c, a: kernel.same({**c, **named_inputs(a)}, dtype),
-                kernel.swap,
-            )
-        if diagonal:
-            return self._kernels[key].diagonal(shared, x1)
-        return self._kernels[key](shared, x1, x2, progress)
+            kernel = PairKernel(first, second, self.trace_axes, False)
+            self._kernels[key] = _block_kernel(kernel, dtype)
+        return self._kernels[key], shared
 
     def _of_second(
         self, one: Any, two: Any, batch: bool, what: frozenset[str]
@@ -509,7 +574,7 @@ class Limit:
         self, x: Any, *what: str, precise: bool = False
     ) -> dict[str, jax.Array]:
         self._tapped(x)
-        found = self._compute(x, None, None, *what, precise=precise)
+        found = self._compute(x, None, *what, precise=precise)
         output = {"output": found.pop("nngp")} if "nngp" in what else {}
         return output | {key.removeprefix("tap:"): k for key, k in found.items()}
 
@@ -548,7 +613,7 @@ class Limit:
         """The covariances of the gradients at every tap."""
         network = self._limit(x)
         at = self._position(network, output)
-        found = self._compute(x, None, None, "gradients", precise=precise)
+        found = self._compute(x, None, "gradients", precise=precise)
         return {k: _at_output(found[f"gradient:{k}"], at) for k in network.taps}
 
     def _position(
@@ -581,6 +646,82 @@ class Limit:
         It is that of one input, unless inputs of a batch interact.
         """
         return self._traced(self._inputs(x, "x")).program
+
+    @any_rank()
+    def plan(
+        self,
+        x1: Any,
+        x2: Any | None = None,
+        get: str | Iterable[str] = ("nngp", "ntk"),
+        *,
+        block: int | None = None,
+    ) -> KernelPlan:
+        """How the kernels of two data sets will be computed, before they are; print it.
+
+        Args:
+            x1: N1 inputs, as for `nngp`; shapes are enough (`jax.ShapeDtypeStruct`).
+            x2: N2 inputs, or None for `x1`.
+            get: "nngp", "ntk", or both.
+            block: as for `kernels`.
+
+        Returns:
+            What is computed once for every input and once for every pair, and at which
+            positions; the equal layers that are one loop; the tiles; the memory.
+
+        Raises:
+            UnsupportedError: the inputs of a batch interact, or an expectation has no
+                formula: then kernels are not computed in tiles of pairs.
+            InputError: as for `kernels`.
+        """
+        names = wanted(get)
+        check_names(names, ("nngp", "ntk"))
+        what, block = tuple(names or ("nngp", "ntk")), _How(block).block
+        x1 = self._inputs(x1, "x1")
+        x2 = None if x2 is None else self._inputs(x2, "x2")
+        _check_axes(x1, x1 if x2 is None else x2)
+        dtype = _dtype(x1)
+        one, two = (None if x is None else _abstract(x, dtype) for x in (x1, x2))
+        if any(self._networks.is_coupled(_some(x)) for x in (x1, x2) if x is not None):
+            raise UnsupportedError(
+                "The inputs of a batch interact in this network: their kernel is one "
+                "program for the whole batch, and there are no tiles to plan."
+            )
+        try:
+            kernel, make = self._block_kernel(one, two, what)
+            shared = make()
+            cut, memory = kernel.plan(shared, one, two, block)
+            engine = self._engine_of_tile(shared, one, two, what, cut)
+        except NeedsDraws:
+            raise UnsupportedError(
+                "An expectation of this network has no formula: its kernels are means "
+                "over samples, and there are no tiles to plan."
+            ) from None
+        rows, cols = cut.rows.count, cut.cols.count
+        title = f"{' and '.join(what)} of {rows} x {cols} inputs in {dtype}"
+        return kernel_plan(title, engine, engine.sides[0].program, cut, memory)
+
+    def _engine_of_tile(
+        self, shared: Any, x1: Any, x2: Any | None, what: Sequence[str], cut: Plan
+    ) -> Engine:
+        """The engine after a block of pairs was asked of it, with no numbers."""
+        x2 = x1 if x2 is None else x2
+        first, second = (
+            self._networks.asked(struct_of(x), False, frozenset(what)) for x in (x1, x2)
+        )
+        kernel = PairKernel(first, second, self.trace_axes, False)
+        found: list[Engine] = []
+
+        def ask(shared: Any, x1: Any, x2: Any) -> Any:
+            sides = _inputs_of(shared, x1), _inputs_of(shared, x2)
+            engine, answers = kernel.asked(
+                *sides, _dtype(x1), inputs_last=cut.inputs_last
+            )
+            found.append(engine)
+            return answers
+
+        rows, cols = cut.rows.block, cut.cols.block
+        jax.eval_shape(ask, shared, with_rows(x1, rows), with_rows(x2, cols))
+        return found[0]
 
     def formula(self, x: Any) -> Formula:
         """The kernel recursion that the program became: text, or `.latex()`."""
@@ -732,7 +873,7 @@ class Limit:
         if not no_output and self._limit(x).output.axis is None:
             predicted |= self._mean_beside(x, predicted["output"])
         if ntk:
-            predicted["ntk"] = self._compute(x, None, None, "ntk", precise=True)["ntk"]
+            predicted["ntk"] = self._compute(x, None, "ntk", precise=True)["ntk"]
         if gradients:
             found = self._gradients(x, output, precise=True)
             predicted |= {f"{finite.GRADIENT}{name}": k for name, k in found.items()}
@@ -803,7 +944,9 @@ class Limit:
                 f"`{name}` is empty: shape {leaves[0].shape}. Give at least one input."
             )
         for a in leaves:
-            if jnp.issubdtype(a.dtype, jnp.floating) and is_concrete(a):
+            floating = jnp.issubdtype(a.dtype, jnp.floating)
+            known = is_concrete(a) and not isinstance(a, jax.ShapeDtypeStruct)
+            if floating and known and not _has_finite_sum(a):
                 bad = np.argwhere(~np.isfinite(np.asarray(a)))
                 if len(bad):
                     raise InputError(
@@ -812,6 +955,34 @@ class Limit:
                         "first."
                     )
         return x
+
+
+def _block_kernel(kernel: PairKernel, dtype: Any) -> BlockKernel:
+    """The kernel of two blocks of inputs, from that of two inputs."""
+
+    def tile(
+        shared: Any, x1: Any, x2: Any, one: Any, two: Any, true: Any, inputs_last: bool
+    ) -> Any:
+        sides = _inputs_of(shared, x1, one), _inputs_of(shared, x2, two)
+        return kernel.tile(*sides, dtype, true=true, inputs_last=inputs_last)
+
+    def same(shared: Any, x: Any, true: Any, inputs_last: bool) -> Any:
+        options = {"true": true, "inputs_last": inputs_last}
+        return kernel.same(_inputs_of(shared, x), dtype, **options)
+
+    def both(
+        shared: Any, x1: Any, x2: Any, one: Any, two: Any, true: Any, inputs_last: bool
+    ) -> Any:
+        sides = _inputs_of(shared, x1, one), _inputs_of(shared, x2, two)
+        return kernel.both(*sides, dtype, true=true, inputs_last=inputs_last)
+
+    return BlockKernel(tile, same, both)
+
+
+def _inputs_of(shared: Any, x: Any, ids: Any = None) -> Inputs:
+    """Inputs of a network that do not interact, with what they share."""
+    count = jax.tree.leaves(x)[0].shape[0]
+    return Inputs(shared, named_inputs(x, whole=True), count, ids)
 
 
 def _check_sampling(samples: Any, rtol: float | None, route: str) -> None:
@@ -842,7 +1013,8 @@ def _check_axes(x1: Any, x2: Any) -> None:
 def _checked_numbers(found: dict[str, Any]) -> dict[str, Any]:
     """Kernels none of which is NaN, as far as they are not traced."""
     for name, k in found.items():
-        if is_concrete(k) and bool(jnp.isnan(k).any()):
+        # The least of numbers is NaN where one of them is.
+        if is_concrete(k) and bool(jnp.isnan(jnp.min(k))):
             at = tuple(int(i) for i in np.argwhere(np.isnan(np.asarray(k)))[0])
             raise NoLimitError(
                 f"The kernel `{name}` is NaN at {at}: an expectation in it does not "
@@ -870,6 +1042,16 @@ def _each(found: Estimate, f: Callable[[Any], Any]) -> Estimate:
     return dataclasses.replace(found, **changed)
 
 
+def _has_finite_sum(a: Any) -> bool:
+    """Whether all entries are finite, and not by chance so large that nobody knows.
+
+    Several times faster than a look at each of them.
+    """
+    # The data of a user are concrete even inside of somebody's trace.
+    with np.errstate(over="ignore", invalid="ignore"), jax.ensure_compile_time_eval():
+        return bool(np.isfinite(a.sum()))
+
+
 def _shapes(x: Any) -> str:
     return ", ".join(str(np.shape(a)) for a in jax.tree.leaves(x))
 
@@ -882,6 +1064,30 @@ def _dtype(x: Any) -> Any:
     if not floats:
         return default
     return jax.dtypes.canonicalize_dtype(functools.reduce(jnp.promote_types, floats))
+
+
+def _abstract(x: Any, dtype: Any) -> Any:
+    """The shapes of inputs, in the precision of the work."""
+
+    def one(a: Any) -> jax.ShapeDtypeStruct:
+        a = a if hasattr(a, "dtype") else np.asarray(a)
+        floating = jnp.issubdtype(a.dtype, jnp.floating)
+        return jax.ShapeDtypeStruct(
+            a.shape, dtype if floating else jax.dtypes.canonicalize_dtype(a.dtype)
+        )
+
+    return jax.tree.map(one, x)
+
+
+def _some(x: Any) -> Any:
+    """Inputs, or a few of such shapes."""
+
+    def one(a: Any) -> Any:
+        if not isinstance(a, jax.ShapeDtypeStruct):
+            return np.asarray(a) if is_concrete(a) else a
+        return np.zeros((min(a.shape[0], 3), *a.shape[1:]), a.dtype)
+
+    return jax.tree.map(one, x)
 
 
 def _cast(x: Any, dtype: Any) -> Any:

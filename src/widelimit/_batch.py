@@ -12,7 +12,7 @@ import numpy as np
 
 from ._errors import InputError
 from ._jax import is_concrete
-from ._progress import progress as bar
+from ._progress import Progress, check_progress, reported
 from .tiles import (
     Cut,
     Mirror,
@@ -25,8 +25,6 @@ from .tiles import (
     uncut,
 )
 
-Progress = Callable[[int, int], None]
-"""Called with the number of tiles done, and of all."""
 _EVERYTHING = ("pairs", "rows", "cols", "flag", "number")
 
 
@@ -88,11 +86,7 @@ def batch(
         raise InputError(f"`batch` takes a kernel function, got {kernel_fn!r}.")
     size = _whole_number("batch_size", batch_size, 0)
     count = _whole_number("device_count", device_count, -1)
-    if not (isinstance(progress, bool) or callable(progress)):
-        raise InputError(
-            "`progress` should be True, False or a function of the tiles done and all; "
-            f"got {progress!r}."
-        )
+    check_progress(progress)
     plain, owner = _computed(kernel_fn), _owner(kernel_fn)
     jitted = jax.jit(plain)
 
@@ -110,11 +104,7 @@ def batch(
         rest = Parts.of((args, cut.fixed))
         _check_static(rest)
         run = _Run(compute, cut, rest, devices, store_on_device, _asked(args, kwargs))
-        if not progress:
-            return run(lambda done, total: None)
-        if callable(progress):
-            return run(progress)
-        with bar("tiles") as report:
+        with reported(progress, "tiles") as report:
             return run(report)
 
     return batched

@@ -10,21 +10,33 @@ import numpy as np
 
 from ._errors import InputError
 from ._jax import Graph, is_concrete
+from ._rows import rows_are_apart
 from ._small import in_precision, small_network, small_scales, small_widths
 from .trace import trace_at
 
 
-def coupled(f: Callable[..., Any], params: Any, x: Any) -> bool:
+def two_inputs(f: Callable[..., Any], params: Any, x: Any) -> Graph | None:
+    """The network as JAX traces it at two inputs; None if it fails.
+
+    The compiler then meets the same failure, and says where it is.
+    """
+    return _traced(f, params, x, rows=2)
+
+
+def coupled(f: Callable[..., Any], params: Any, x: Any, graph: Graph | None) -> bool:
     """Whether changing one input of a batch changes the output of another.
 
     Args:
         f: the network.
         params: its declarations.
         x: inputs; when they are traced, others of their shape are used.
+        graph: that of `two_inputs`.
 
     Raises:
         InputError: it cannot be found out, as the network runs at no small width.
     """
+    if graph is not None and rows_are_apart(graph, len(jax.tree.leaves(x))):
+        return False
     inputs, problem = _three_inputs(x), None
     for width, dtype in itertools.product(small_scales(params), _dtypes(x)):
         try:
@@ -33,8 +45,8 @@ def coupled(f: Callable[..., Any], params: Any, x: Any) -> bool:
                 return _depends(f, params, small_widths(params, width), inputs, dtype)
         except (TypeError, ValueError, ArithmeticError, LookupError) as error:
             problem = problem or error
-    if _traced(f, params, x, rows=2) is None:
-        return False  # the compiler meets the same failure, and says where it is
+    if graph is None:
+        return False
     raise InputError(
         "Whether the inputs of a batch interact is found out by running the network at "
         f"widths {', '.join(map(str, small_scales(params)))}, and it fails at all of "
@@ -121,22 +133,29 @@ def _pair(a: Any, b: Any) -> Any:
     return jax.tree.map(lambda p, q: np.stack([p, q]), a, b)
 
 
-def fresh_draws(f: Callable[..., Any], params: Any, x: Any) -> tuple[bool, ...]:
+def fresh_draws(
+    f: Callable[..., Any], params: Any, x: Any, graph: Graph | None
+) -> tuple[bool, ...]:
     """For every draw of random bits inside the network: is it fresh for each input?
 
     A draw whose size grows with the batch is; one that does not is shared.
+
+    Args:
+        f: the network.
+        params: its declarations.
+        x: inputs, or their shapes.
+        graph: that of `two_inputs`.
     """
-    sizes = []
-    for rows in (1, 2):
-        graph = _traced(f, params, x, rows)
-        if graph is None:
-            return ()  # the compiler meets the same failure, and says where it is
-        sizes.append(_draw_sizes(graph))
-    if len(sizes[0]) != len(sizes[1]):
+    two = () if graph is None else _draw_sizes(graph)
+    alone = _traced(f, params, x, rows=1) if two else None
+    if alone is None:
+        return ()
+    one = _draw_sizes(alone)
+    if len(one) != len(two):
         raise InputError(
             "The number of random draws inside the network depends on the batch."
         )
-    return tuple(b > a for a, b in zip(*sizes, strict=True))
+    return tuple(b > a for a, b in zip(one, two, strict=True))
 
 
 def _draw_sizes(graph: Graph) -> list[int]:

@@ -19,14 +19,19 @@ from ._small import small_network, small_scales, small_widths
 _CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
 
-def replaced_derivatives(f: Callable[..., Any], params: Any, x: Any) -> tuple[str, ...]:
+def replaced_derivatives(
+    f: Callable[..., Any], params: Any, x: Any, graph: Graph | None
+) -> tuple[str, ...]:
     """The user's lines with a derivative that is not that of the value; () if none.
 
     Args:
         f: the network.
         params: its declarations.
         x: a pytree of `jax.ShapeDtypeStruct`, a batch of inputs.
+        graph: the network as JAX traces it, at any width; or None.
     """
+    if graph is not None and not any(_marked(graph)):
+        return ()
     rng = np.random.default_rng(2)
 
     def data(a: Any) -> Any:

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._coupling import coupled, fresh_draws
+from ._coupling import coupled, fresh_draws, two_inputs
 from ._derivatives import replaced_derivatives
 from ._errors import InputError, NoLimitError, ShapeMismatchError, UnsupportedError
-from ._jax import is_concrete
+from ._jax import Graph, is_concrete
 from .kernels import Gradient, Quantities
 from .program import (
     Ref,
@@ -42,6 +42,7 @@ from .transform import (
     backprop,
     detranspose,
     directional,
+    in_order,
     linearise,
     normal_form,
     promote,
@@ -65,6 +66,7 @@ class Networks:
         self._traced: dict[Any, Network] = {}
         self._limits: dict[Any, Network] = {}
         self._asked: dict[Any, Quantities] = {}
+        self._graphs: dict[Any, Graph | None] = {}
         self._coupled: dict[Any, bool] = {}
         self._replaced: dict[Any, tuple[str, ...]] = {}
         self._expanded: dict[Any, tuple[Callable[..., Any], Any]] = {}
@@ -97,7 +99,7 @@ class Networks:
         key = (key_of(one), batch, moving)
         if key not in self._traced:
             f, params = self.function(x)
-            draws = () if batch else fresh_draws(f, params, x)
+            draws = () if batch else self._fresh_draws(x)
             network = compile_network(f, params, one, draws, moving)
             if network.perturbations:
                 ratios = self._ratios(network.program)
@@ -116,7 +118,9 @@ class Networks:
             network = self.traced(x, batch)
             ratios = self._ratios(network.program)
             done = detranspose(network.program, ratios, symmetric=True)
-            self._limits[key] = network.moved(done.program, done.place)
+            network = network.moved(done.program, done.place)
+            step = in_order(network.program)
+            self._limits[key] = network.moved(step.program, step.place)
         return self._limits[key]
 
     def asked(self, x: Any, batch: bool, what: frozenset[str]) -> Quantities:
@@ -157,14 +161,17 @@ class Networks:
         ]
         if is_mean(network.output):
             program, changes = self._backwards(network, directions)
+            beside = {}
         else:
             done = linearise(network.program, *directions)
-            program = done.program
+            program, beside = done.program, done.beside
             changes = [_changed(network.output, c) for c in done.changes]
         outputs = dict(zip(groups, changes, strict=True))
         if "nngp" in what:
             outputs["nngp"] = network.output
-        program, outputs = self._simplified(program, outputs)
+        step = in_order(program, beside)
+        outputs = {k: one.moved(step.place) for k, one in outputs.items()}
+        program, outputs = self._simplified(step.program, outputs)
         return Quantities(program, outputs)
 
     def _simplified(
@@ -283,7 +290,8 @@ class Networks:
         one = x if batch else with_rows(x, 1)
         key = key_of(one)
         if key not in self._replaced:
-            self._replaced[key] = replaced_derivatives(*self.function(x), one)
+            graph = self._graph(x)
+            self._replaced[key] = replaced_derivatives(*self.function(x), one, graph)
         if where := self._replaced[key]:
             raise UnsupportedError(
                 "The derivative that JAX takes of the network is not that of its "
@@ -319,12 +327,23 @@ class Networks:
         """Whether inputs of a batch interact."""
         key = key_of(with_rows(struct_of(x), 1))
         if key not in self._coupled:
-            self._coupled[key] = coupled(*self.function(x), x)
+            self._coupled[key] = coupled(*self.function(x), x, self._graph(x))
         return self._coupled[key]
+
+    def _graph(self, x: Any) -> Graph | None:
+        """The network at two inputs of a shape, traced once."""
+        struct = struct_of(x)
+        key = key_of(with_rows(struct, 1))
+        if key not in self._graphs:
+            self._graphs[key] = two_inputs(*self.function(x), struct)
+        return self._graphs[key]
+
+    def _fresh_draws(self, x: Any) -> tuple[bool, ...]:
+        return fresh_draws(*self.function(x), x, self._graph(x))
 
     def is_one_batch(self, x: Any) -> bool:
         """Whether running inputs one by one would be another function."""
-        return self.is_coupled(x) or any(fresh_draws(*self.function(x), x))
+        return self.is_coupled(x) or any(self._fresh_draws(x))
 
     def shared(self, dtype: Any, what: Collection[str] = ()) -> dict[str, Any]:
         """What all inputs of the programs share: standard deviations, arrays.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import widelimit as wl
-from widelimit.kernels import BlockKernel, _blocks
+from widelimit.kernels import BlockKernel, _plan
 
 RNG = np.random.default_rng(0)
 
@@ -18,65 +18,109 @@ def pair(shared, a, b):
 
 def kernels():
     """The kernel, and how often each of its parts was traced."""
-    traced = {"pair": 0, "same": 0}
+    traced = {"tile": 0, "same": 0}
 
-    def counted(shared, a, b):
-        traced["pair"] += 1
-        return pair(shared, a, b)
+    def tile(shared, x, z, ids, others, true, inputs_last):
+        traced["tile"] += 1
+        each = jax.vmap(jax.vmap(pair, (None, None, 0)), (None, 0, None))
+        return each(shared, x, z)
 
-    def same(shared, a):
+    def same(shared, x, true, inputs_last):
         traced["same"] += 1
-        return (
-            pair(shared, a, a) + 1000.0
-        )  # so that the diagonal shows where it is from
+        # So that the diagonal shows where it is from.
+        return jax.vmap(pair, (None, 0, 0))(shared, x, x) + 1000.0
 
-    return BlockKernel(counted, same, jnp.transpose), traced
+    return BlockKernel(tile, same), traced
 
 
 def expected(x, z, symmetric):
-    k = np.einsum("ip,jq->ijpq", x, z * z) + np.einsum("ip,jq->ijpq", x * x, z)
-    k[np.diag_indices(len(x)) if symmetric else ([], [])] += 1000.0
-    return 3.0 * k - (2000.0 * np.eye(len(x))[..., None, None] if symmetric else 0.0)
+    k = 3.0 * np.einsum("ip,jq->ijpq", x, z * z)
+    k += 3.0 * np.einsum("ip,jq->ijpq", x * x, z)
+    if symmetric:
+        k[np.diag_indices(len(x))] += 1000.0
+    return k
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """Other sizes of blocks and tiles from now on."""
+
+    def to(block, side=12, calls=10**9):
+        monkeypatch.setattr(_plan, "_BLOCK", block)
+        monkeypatch.setattr(_plan, "_SIDE", side)
+        monkeypatch.setattr(_plan, "_CALLS", calls)
+
+    return to
 
 
 @pytest.mark.parametrize("size", [1, 12, 31])
 @pytest.mark.parametrize("other", [None, 20])
-@pytest.mark.parametrize("block", [8, 200, 10**9])
-def test_every_pair_is_in_its_place(monkeypatch, size, other, block):
-    monkeypatch.setattr(_blocks, "_SIDE", 12)
-    monkeypatch.setattr(_blocks, "_BLOCK", block)
+@pytest.mark.parametrize(("block", "calls"), [(32, 9), (800, 9), (800, 1), (10**9, 1)])
+def test_every_pair_is_in_its_place(cut, size, other, block, calls):
+    cut(block, calls=calls)
     x = RNG.uniform(0.5, 2.0, (size, 2))
     z = None if other is None else RNG.uniform(0.5, 2.0, (other, 2))
     kernel, traced = kernels()
-    found = kernel(
-        jnp.asarray(3.0), jnp.asarray(x), None if z is None else jnp.asarray(z)
-    )
+
+    def run(x, z):
+        return kernel(jnp.asarray(3.0), x, z)
+
+    args = jnp.asarray(x), None if z is None else jnp.asarray(z)
     right = expected(x, x if z is None else z, z is None)
-    np.testing.assert_allclose(found, right, rtol=1e-13)
-    assert (
-        traced["pair"] == 1
-    )  # tiles have one shape, and a pair is measured by its trace
+    np.testing.assert_allclose(run(*args), right, rtol=1e-13)
+    # Tiles have one shape. The guess of their size is right, or it is traced again.
+    assert traced["tile"] <= 2
+    np.testing.assert_allclose(jax.jit(run)(*args), right, rtol=1e-13)
+    same = kernel.diagonal(jnp.asarray(3.0), args[0])
+    each = expected(x, x, True)[np.diag_indices(size)]
+    np.testing.assert_allclose(same, each, rtol=1e-13)
 
 
-def test_progress_goes_to_the_end(monkeypatch):
-    monkeypatch.setattr(_blocks, "_SIDE", 4)
+def test_a_symmetric_matrix_is_exactly_symmetric(cut):
+    cut(64, side=4)
+    x = jnp.asarray(RNG.normal(size=(21, 2)))
+    kernel, _ = kernels()
+    for run in (kernel, jax.jit(kernel.__call__)):
+        found = np.asarray(run(jnp.asarray(1.0), x, None))
+        np.testing.assert_array_equal(found, found.transpose(1, 0, 3, 2))
+
+
+def test_other_numbers_of_inputs_find_their_tiles_compiled(cut):
+    cut(10**9, side=16)
+    kernel, traced = kernels()
+    seen = []
+    for size in (33, 34, 47, 48, 63):
+        kernel(jnp.asarray(1.0), jnp.asarray(RNG.normal(size=(size, 2))), None)
+        seen.append(traced["tile"])
+    assert seen == seen[:1] * 5
+
+
+def test_progress_goes_to_the_end(cut):
+    cut(10**9, side=4)
     kernel, _ = kernels()
     seen = []
     x = jnp.asarray(RNG.normal(size=(9, 2)))
-    kernel(jnp.asarray(1.0), x, None, lambda done, total: seen.append((done, total)))
-    assert seen[0] == (0, 6)  # three by three tiles, without those below the diagonal
-    assert seen[-1] == (6, 6)
-    assert seen == sorted(seen)
+    progress = lambda done, total: seen.append((done, total))  # noqa: E731
+    kernel(jnp.asarray(1.0), x, None, progress=progress)
+    # Three by three tiles, without those below the diagonal.
+    assert seen == [(k, 6) for k in range(1, 7)]
 
 
 def test_a_tile_is_measured_by_what_belongs_to_pairs():
-    kernel = BlockKernel(lambda s, a, b: jnp.dot(a, b), lambda s, a: a @ a, lambda k: k)
-    x = jnp.ones((3, 1000))
-    assert kernel._pair_bytes(jnp.asarray(1.0), x, x) == 8
-    wide = BlockKernel(
-        lambda s, a, b: jnp.outer(a, b).sum(), lambda s, a: a[0], lambda k: k
-    )
-    assert wide._pair_bytes(jnp.asarray(1.0), x, x) == 8 * 1000**2
+    def bytes_of(tile):
+        def same(shared, x, true, inputs_last):
+            return jnp.sum(x * x, 1)
+
+        x = jnp.ones((3, 1000))
+        plan, _ = BlockKernel(tile, same).plan(jnp.asarray(1.0), x, x)
+        return plan.bytes
+
+    assert bytes_of(lambda s, x, z, i, j, true, inputs_last: x @ z.T) == 8
+
+    def outer(s, x, z, i, j, true, inputs_last):
+        return jnp.einsum("ip,jq->ijpq", x, z).sum((2, 3))
+
+    assert bytes_of(outer) == 8 * 1000**2
 
 
 n = wl.width("n")

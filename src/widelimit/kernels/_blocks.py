@@ -1,14 +1,14 @@
-"""Kernel matrices by blocks: every pair once, per-input work once per block.
+"""Kernel matrices by tiles: every pair once, per-input work once.
 
-A pair kernel is a function of two inputs. The matrix is cut into tiles of one shape, so
-that one program is compiled, and a tile into blocks of pairs whose arrays stay in the
-cache: a loop over blocks, a nested vmap inside a block. Nested, work that depends on
-one input alone stays at one input. When both data sets are one, only the tiles on and
-above the diagonal are computed.
+Numbers are computed tile by tile, each a call of a program that is compiled for a few
+sizes of tiles; while one is put in its place the next is under way. When both data sets
+are one, only the tiles on and above the diagonal are computed. Where something is
+traced, all of it is one program, with a loop over the tiles.
 """
 
-import dataclasses
-import math
+import functools
+import itertools
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -17,44 +17,49 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._jax import is_concrete
+from .._jax import is_concrete, wide_vectors
+from .._progress import Progress
+from ._parts import Parts
+from ._plan import LEAST, UNDER_WAY, Cut, Memory, Plan, Sizes, memory, plan
+from ._whole import OnDevice, OnHost, exchanged, mirrored, square
 
-# Bytes of the largest array of a block: several of them share a core's cache.
-_BLOCK = 2**18
-# Inputs along the side of a tile, and bytes that pass through one: seconds of work.
-_SIDE = 256
-_TILE = 2**30
-
-Pair = Callable[[Any, Any, Any], Any]
-"""(shared arrays, one input, another) -> the kernel of the pair."""
-Progress = Callable[[int, int], None]
-"""Called with the number of tiles done, and of all."""
+Tile = Callable[..., Any]
+"""(shared, x1, x2, ids1, ids2, true, inputs_last) -> (R, C, *I, *I'), or a pytree."""
+Same = Callable[..., Any]
+"""(shared, x, true, inputs_last) -> every input with itself, (R, *I, *I')."""
 
 
 class BlockKernel:
-    """The kernel matrix of a pair kernel.
+    """The kernel matrices of a kernel of two blocks of inputs.
 
     Args:
-        pair: the kernel of one pair of inputs; its result has the axes of both.
-        same: the kernel of an input with itself, exact where `pair` only converges.
-        swap: exchanges the roles of the two inputs in the result of `pair`.
+        tile: the kernels of all pairs of two blocks.
+        same: those of every input with itself, exact where `tile` only converges.
+        both: the kernels of all pairs of a block and one with other inputs of the same
+            data set, and those of every input of the first with itself; made of the
+            other two if None.
 
     Results may be pytrees: several matrices, computed together.
     """
 
-    def __init__(
-        self, pair: Pair, same: Callable[[Any, Any], Any], swap: Callable[[Any], Any]
-    ) -> None:
-        # Jitted, so that measuring a pair and mapping it trace it once.
-        self._pair, self._same, self._swap = jax.jit(pair), jax.jit(same), swap
+    def __init__(self, tile: Tile, same: Same, both: Tile | None = None) -> None:
+        self._tile, self._same, self._both = tile, same, both or self._one_by_one
         self._bytes: dict[Any, int] = {}
-        self._tile = _compiled(self._tile_now, static=(0,))
-        self._diagonal = _compiled(self._diagonal_now, static=(0,))
-        self._join = jax.jit(self._joined, static_argnums=(1, 2))
-        self._mirror = jax.jit(self._mirrored, static_argnums=(2,))
+        self._parts: dict[Any, Parts] = {}
+        self._run_blocks = wide_vectors(self._blocks_now, static_argnums=(0, 1, 2))
+        self._run_pairs = wide_vectors(self._pairs_now, static_argnums=(0, 1))
+        self._run_own = jax.jit(self._own_now, static_argnums=(0, 1))
+        self._run_same = jax.jit(self._same_now, static_argnums=(0, 1))
+        self._run_all = jax.jit(self._all_now, static_argnums=0)
 
     def __call__(
-        self, shared: Any, x1: Any, x2: Any | None, progress: Progress | None = None
+        self,
+        shared: Any,
+        x1: Any,
+        x2: Any | None,
+        *,
+        block: int | None = None,
+        progress: Progress | None = None,
     ) -> Any:
         """The matrix of all pairs, (N1, N2, ...); symmetric when `x2` is None.
 
@@ -62,221 +67,351 @@ class BlockKernel:
             shared: arrays that every pair uses.
             x1: a pytree of arrays with N1 inputs along the first axis.
             x2: the same with N2 inputs, or None for `x1`.
-            progress: called after every tile.
+            block: the most inputs along the side of a tile; chosen if None.
+            progress: called with the tiles done, and all, after every one.
+
+        Raises:
+            InputError: it does not fit in memory.
         """
-        other = x1 if x2 is None else x2
-        n1, n2 = _count(x1), _count(other)
-        size = self._pair_bytes(shared, x1, other)
-        plan = _plan(size, n1, n2, symmetric=x2 is None)
-        starts = [
-            (i, j) for i in range(0, n1, plan.rows) for j in range(0, n2, plan.cols)
-        ]
-        needed = [(i, j) for i, j in starts if x2 is not None or j >= i]
-        tiles: dict[tuple[int, int], Any] = {}
-        for done, (i, j) in enumerate(needed):
-            if progress is not None:
-                progress(done, len(needed))
-            a, b = _rows(x1, i, plan.rows), _rows(other, j, plan.cols)
-            tiles[i, j] = self._tile(plan, shared, a, b)
-            if progress is not None:
-                jax.block_until_ready(tiles[i, j])
-        if progress is not None:
-            progress(len(needed), len(needed))
-        if x2 is not None:
-            return self._join(tiles, n1, n2)
-        steps = [_rows(x1, i, plan.rows) for i in range(0, n1, plan.rows)]
-        exact = [self._diagonal(plan.block_rows, shared, x) for x in steps]
-        return self._mirror(tiles, exact, n1)
+        alone = _is_alone(shared, x1, x2)
+        cut = self._cut(shared, x1, x2, block, even=not alone)
+        if not alone:
+            true = _true((shared, x1, x2))
+            return self._run_all(cut, (shared, true), *_unknown(true, (x1, x2)))
+        return self._by_tiles(cut, shared, x1, x2, progress or _silent)
+
+    def plan(
+        self, shared: Any, x1: Any, x2: Any | None, block: int | None = None
+    ) -> tuple[Plan, Memory]:
+        """How the matrix of concrete arrays is cut, and the memory that it takes."""
+        cut = self._cut(shared, x1, x2, block)
+        return cut, memory(cut, self._parts_of(cut, shared, x1, x2).bytes)
+
+    def _cut(
+        self,
+        shared: Any,
+        x1: Any,
+        x2: Any | None,
+        block: int | None = None,
+        even: bool = False,
+    ) -> Plan:
+        """Tiles for these inputs; most often those for the least of pairs."""
+        n1, n2 = _count(x1), _count(x1 if x2 is None else x2)
+        key = str(_structs((x1, x2), 1)), even
+        size = self._bytes.get(key)
+        if size is None:
+            cut = plan(LEAST, n1, n2, x2 is None, even, block)
+            size = self._parts_of(cut, shared, x1, x2, even).pair_bytes
+            self._bytes[key] = size
+        return plan(size, n1, n2, x2 is None, even, block)
 
     def diagonal(self, shared: Any, x: Any) -> Any:
         """Every input with itself, (N, ...)."""
         n = _count(x)
-        plan = _plan(self._pair_bytes(shared, x, x), n, n, symmetric=True)
+        cut = self._cut(shared, x, None, even=not _is_alone(shared, x, None))
+        same = functools.partial(self._run_same, cut.rows.block, cut.inputs_last)
         parts = [
-            self._diagonal(plan.block_rows, shared, _rows(x, i, plan.rows))
-            for i in range(0, n, plan.rows)
+            same((shared, _true((shared, x))), rows) for rows in _blocks(x, cut.rows)
         ]
         return jax.tree.map(lambda *a: jnp.concatenate(a)[:n], *parts)
 
-    def _joined(self, tiles: dict[tuple[int, int], Any], n1: int, n2: int) -> Any:
-        rows, cols = (sorted({k[side] for k in tiles}) for side in (0, 1))
-
-        def join(*parts: Any) -> Any:
-            at = dict(zip(tiles, parts, strict=True))
-            lines = [jnp.concatenate([at[i, j] for j in cols], axis=1) for i in rows]
-            return jnp.concatenate(lines)[:n1, :n2]
-
-        return jax.tree.map(join, *tiles.values())
-
-    def _mirrored(
-        self, tiles: dict[tuple[int, int], Any], exact: list[Any], n: int
+    def _by_tiles(
+        self, cut: Plan, shared: Any, x1: Any, x2: Any | None, progress: Progress
     ) -> Any:
-        """The whole matrix from tiles on and above its diagonal: exactly symmetric."""
-        full = {}
-        for (i, j), tile in tiles.items():
-            other = _swap_sides(jax.vmap(jax.vmap(self._swap))(tile))
-            if i == j:
-                diagonal = exact[i // _count(exact[0])]
-                # Computed anew for its mirror image it would differ by rounding.
-                diagonal = jax.tree.map(
-                    lambda a, b: 0.5 * (a + b), diagonal, jax.vmap(self._swap)(diagonal)
-                )
-                tile = jax.tree.map(_with_diagonal, tile, other, diagonal)
-            else:
-                full[j, i] = other
-            full[i, j] = tile
-        return self._joined(full, n, n)
+        """Tile by tile, one call each."""
+        parts = self._parts_of(cut, shared, x1, x2)
+        (device, *_) = jnp.zeros(()).devices()
+        needed, shapes = parts.bytes, parts.shapes(cut.rows.count, cut.cols.count)
+        memory(cut, needed).check(device, shapes)
+        shared = shared, jnp.asarray(True)
+        held = functools.lru_cache(cut.held(needed))
 
-    def _tile_now(self, plan: "_Plan", shared: Any, a: Any, b: Any) -> Any:
-        """All pairs of the rows `a` and the columns `b`, block by block."""
+        def blocks(first: bool, i: int) -> Any:
+            side = cut.rows if first else cut.cols
+            x = _rows(x1 if first or x2 is None else x2, i * side.tile, side.tile)
+            ids = _ids(i, side, first or x2 is None)
+            return self._run_blocks(parts, side.block, first, shared, (x, ids))
 
-        def block(x: Any, y: Any) -> Any:
-            inner = jax.vmap(self._pair, in_axes=(None, None, 0))
-            return jax.vmap(inner, in_axes=(None, 0, None))(shared, x, y)
+        rows = cols = held(functools.partial(blocks, True))
+        if x2 is not None or not parts.alike:
+            cols = held(functools.partial(blocks, False))
 
-        def across(x: Any) -> Any:
-            return _in_steps(lambda y: _swap_sides(block(x, y)), b, plan.block_cols)
+        def compute(i: int, j: int) -> list[tuple[int, int, Any]]:
+            """A tile and its mirror image, each with its first row and column."""
+            row, col = i * cut.rows.tile, j * cut.cols.tile
+            if x2 is None and i == j:
+                return [
+                    (row, col, self._on_diagonal(parts, cut, shared, rows, cols, i))
+                ]
+            tile = self._run_pairs(parts, cut.sizes, shared, rows(i), cols(j))
+            if x2 is None:
+                return [(row, col, tile), (col, row, mirrored(tile))]
+            return [(row, col, tile)]
 
-        def down(x: Any) -> Any:
-            return _swap_sides(across(x))
+        kind = OnHost if device.platform == "cpu" else OnDevice
+        whole: OnHost | OnDevice | None = None
+        under_way: deque[list[tuple[int, int, Any]]] = deque()
+        places = iter(cut.tiles)
+        for done in range(cut.count):
+            for place in itertools.islice(places, UNDER_WAY - len(under_way)):
+                under_way.append(compute(*place))
+            for row, col, tile in under_way.popleft():
+                if whole is None:
+                    whole = kind(tile, cut.rows.count, cut.cols.count)
+                whole.put(tile, row, col)
+            progress(done + 1, cut.count)
+        assert whole is not None
+        return whole.result()
 
-        return _in_steps(down, a, plan.block_rows)
+    def _on_diagonal(
+        self, parts: Parts, cut: Plan, shared: Any, rows: Any, cols: Any, i: int
+    ) -> Any:
+        """A tile on the diagonal, of the inputs of two sides by the place of a tile."""
+        own = self._run_own(parts, cut.rows.tile // cut.rows.block, shared, rows(i))
+        if cut.rows.tile == 1:
+            return jax.tree.map(lambda k: k[:, None], own)
+        # In one program XLA would compute numbers again for their mirror images, and
+        # round them differently.
+        return square(self._run_pairs(parts, cut.sizes, shared, rows(i), cols(i)), own)
 
-    def _diagonal_now(self, step: int, shared: Any, x: Any) -> Any:
-        return _in_steps(jax.vmap(lambda one: self._same(shared, one)), x, step)
+    def _one_by_one(
+        self, shared: Any, a: Any, b: Any, i: Any, j: Any, true: Any, last: bool
+    ) -> Any:
+        tile = self._tile(shared, a, b, i, j, true, last)
+        return tile, self._same(shared, a, true, last)
 
-    def _pair_bytes(self, shared: Any, x1: Any, x2: Any) -> int:
-        """Bytes of the largest array that belongs to a pair, not to one input."""
-        one, two = (jax.tree.map(lambda a: a[0], x) for x in (x1, x2))
-        key = str(jax.tree.map(lambda a: (a.shape, str(a.dtype)), (one, two)))
-        if key not in self._bytes:
-            jaxpr = jax.make_jaxpr(self._pair)(shared, one, two).jaxpr
-            marks = [
-                m for m, x in enumerate((shared, one, two)) for _ in jax.tree.leaves(x)
-            ]
-            self._bytes[key] = max(_largest(jaxpr, marks)[0], 4)
-        return self._bytes[key]
+    # Compiled parts -------------------------------------------------------------------
 
+    def _parts_of(
+        self,
+        cut: Plan,
+        shared: Any,
+        x1: Any,
+        x2: Any | None,
+        differentiable: bool = False,
+    ) -> Parts:
+        """The kernel of a block of pairs, taken apart."""
+        ids, other = np.zeros(1, np.int32), x1 if x2 is None else x2
+        one = _structs((x1, ids), cut.rows.block)
+        two = _structs((other, ids), cut.cols.block)
+        given = _structs((shared, np.asarray(True)))
+        flags = cut.symmetric, cut.inputs_last, differentiable
+        key = (str((given, one, two)), flags)
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Plan:
-    """Inputs along the sides of a tile, and of the blocks it is computed in."""
+        def both(shared: Any, x1: Any, x2: Any) -> tuple[Any, Any]:
+            (shared, true), (a, i), (b, j) = shared, x1, x2
+            given = shared, a, b, i, j, true, cut.inputs_last
+            return self._both(*given) if cut.symmetric else (self._tile(*given), ())
 
-    rows: int
-    cols: int
-    block_rows: int
-    block_cols: int
+        if key not in self._parts:
+            self._parts[key] = Parts(both, given, one, two, differentiable)
+        return self._parts[key]
 
+    def _blocks_now(
+        self, parts: Parts, block: int, rows: bool, shared: Any, x: Any
+    ) -> Any:
+        """What pairs need of the inputs of a tile, block by block."""
+        one = parts.rows if rows else parts.cols
+        return lax.map(lambda x: one(shared, x), _cut(x, block))
 
-def _plan(size: int, n1: int, n2: int, symmetric: bool) -> _Plan:
-    """Tiles for a matrix of n1 x n2 pairs of `size` bytes each."""
-    pairs = max(1, _BLOCK // size)
-    side = max(1, min(_SIDE, math.isqrt(_TILE // size)))
-    rows, cols = _even(n1, side), _even(n2, side)
-    if pairs < cols:
-        block_rows, block_cols = 1, _even(cols, pairs)
-        cols = block_cols * -(-cols // block_cols)
-        rows = cols if symmetric else rows
-        return _Plan(rows, cols, block_rows, block_cols)
-    block_rows = _even(rows, pairs // cols)
-    rows = block_rows * -(-rows // block_rows)
-    cols = rows if symmetric else cols
-    return _Plan(rows, cols, block_rows, cols)
+    def _pairs_now(
+        self, parts: Parts, sizes: Sizes, shared: Any, rows: Any, cols: Any
+    ) -> Any:
+        """All pairs of a tile, block by block."""
+        counts = [t // b for t, b in zip(sizes.tile, sizes.block, strict=True)]
 
+        def at_place(at: Any) -> Any:
+            one, two = _at(rows, at // counts[1]), _at(cols, at % counts[1])
+            return parts.pairs(shared, one, two)
 
-def _even(count: int, most: int) -> int:
-    """The size of the parts when `count` is cut evenly into parts of at most `most`."""
-    return -(-count // -(-count // most))
+        def joined(k: Any) -> Any:
+            k = k.reshape(*counts, *k.shape[1:]).swapaxes(1, 2)
+            return k.reshape(*sizes.tile, *k.shape[4:])
 
+        if counts == [1, 1]:
+            return at_place(0)
+        return jax.tree.map(
+            joined, lax.map(at_place, jnp.arange(counts[0] * counts[1]))
+        )
 
-def _in_steps(f: Callable[[Any], Any], x: Any, step: int) -> Any:
-    """`f` of all rows of `x`, by a loop over equal parts of them."""
-    count = _count(x)
-    if step == count:
-        return f(x)
-    parts = jax.tree.map(lambda a: a.reshape(count // step, step, *a.shape[1:]), x)
-    return jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), lax.map(f, parts))
+    def _own_now(self, parts: Parts, count: int, shared: Any, rows: Any) -> Any:
+        """Every input of a tile of so many blocks with itself."""
+        of_rows = functools.partial(parts.of_rows, shared)
+        own = jax.vmap(of_rows, axis_size=count)(rows)
+        return jax.tree.map(lambda k: k.reshape(-1, *k.shape[2:]), own)
 
+    def _same_now(self, block: int, inputs_last: bool, shared: Any, x: Any) -> Any:
+        def same(x: Any) -> Any:
+            return self._same(shared[0], x, shared[1], inputs_last)
 
-def _swap_sides(tile: Any) -> Any:
-    return jax.tree.map(lambda t: jnp.swapaxes(t, 0, 1), tile)
+        found = lax.map(same, _cut(x, block))
+        return jax.tree.map(lambda k: k.reshape(-1, *k.shape[2:]), found)
 
+    def _all_now(self, cut: Plan, shared: Any, x1: Any, x2: Any | None) -> Any:
+        """The whole matrix as one program."""
+        ids = [jnp.arange(c.count, dtype=np.int32) for c in (cut.rows, cut.cols)]
+        first = second = _cut((x1, ids[0]), cut.rows.tile)
+        if x2 is not None:
+            second = _cut((x2, -1 - ids[1]), cut.cols.tile)
+        parts = self._parts_of(cut, shared[0], x1, x2, differentiable=True)
 
-def _with_diagonal(upper: Any, lower: Any, exact: Any) -> Any:
-    """A square tile from one above its diagonal, one below it, and the diagonal."""
-    index = jnp.arange(upper.shape[0])
-    axes = tuple(range(2, upper.ndim))
-    below = jnp.expand_dims(index[:, None] > index, axes)
-    on = jnp.expand_dims(index[:, None] == index, axes)
-    return jnp.where(on, exact[:, None], jnp.where(below, lower, upper))
+        # What is needed of a tile for its derivative is computed again, tile by tile.
+        @jax.checkpoint
+        def of_rows(x: Any) -> Any:
+            return parts.rows(shared, x)
 
+        @jax.checkpoint
+        def of_cols(x: Any) -> Any:
+            return parts.cols(shared, x)
 
-def _compiled(f: Callable[..., Any], static: tuple[int, ...]) -> Callable[..., Any]:
-    """`jax.jit(f)`, with the optimisation barriers of `f` respected.
+        @jax.checkpoint
+        def tile(rows: Any, cols: Any, at: Any) -> Any:
+            return parts.pairs(shared, _at(rows, at[0]), _at(cols, at[1]))
 
-    XLA removes them on the CPU before it fuses, and then computes a layer anew for
-    every shift of the convolution that follows. Only an outermost jit takes options.
-    """
-    options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
-    nested = jax.jit(f, static_argnums=static)
-    if jax.default_backend() != "cpu":
-        return nested
-    outermost = jax.jit(f, static_argnums=static, compiler_options=options)
+        rows = cols = _mapped(of_rows, first)
+        if x2 is not None or not parts.alike:
+            cols = _mapped(of_cols, second)
 
-    def call(*args: Any) -> Any:
-        # Inside a trace even a new array is a tracer.
-        alone = all(is_concrete(a) for a in jax.tree.leaves((args, jnp.zeros(()))))
-        return (outermost if alone else nested)(*args)
+        def of_places(places: list[tuple[int, int]]) -> Any:
+            return _mapped(lambda at: tile(rows, cols, at), np.asarray(places))
 
-    return call
+        if x2 is not None:
+            tiles = of_places(list(cut.tiles))
+            return jax.tree.map(lambda k: _grid(k, cut.rows, cut.cols), tiles)
+        own = functools.partial(parts.of_rows, shared)
+        same = jax.vmap(own, axis_size=cut.rows.tiles)(rows)
+        one = cut.rows.tile == 1
+        on = [(i, i) for i in range(0 if one else cut.rows.tiles)]
+        above = [(i, j) for i, j in cut.tiles if i != j]
+        if not on + above:
+            return same
+        tiles = of_places(on + above)
 
+        def whole(k: Any, d: Any) -> Any:
+            squares = d[:, :, None] if one else jax.vmap(square)(k[: len(on)], d)
+            return _mirrored(squares, k[len(on) :], cut.rows)
 
-_LOOPS = ("while", "scan", "cond")
-
-
-def _largest(jaxpr: Any, marks: list[int]) -> tuple[int, list[int]]:
-    """Bytes of the largest array of a pair, and the marks of the results.
-
-    A mark says what an array depends on: 1 the first input, 2 the second, 3 both.
-    """
-    known = {id(v): m for v, m in zip(jaxpr.invars, marks, strict=True)}
-    largest = 0
-    for e in jaxpr.eqns:
-        args = [known.get(id(v), 0) for v in e.invars]
-        mark = 0
-        for m in args:
-            mark |= m
-        outs = [mark] * len(e.outvars)
-        for inner in (
-            getattr(p, "jaxpr", p) for p in jax.tree.leaves(list(e.params.values()))
-        ):
-            # A function that maps itself by broadcasting keeps the arrays of one input.
-            if not hasattr(inner, "eqns") or e.primitive.name == "custom_vmap_call":
-                continue
-            direct = e.primitive.name not in _LOOPS and len(inner.invars) == len(args)
-            size, found = _largest(
-                inner, args if direct else [mark] * len(inner.invars)
-            )
-            largest = max(largest, size)
-            outs = found if direct and len(found) == len(outs) else outs
-        for v, m in zip(e.outvars, outs, strict=True):
-            known[id(v)] = m
-            if m == 3:
-                item = getattr(v.aval.dtype, "itemsize", 8)
-                largest = max(largest, math.prod(v.aval.shape) * item)
-    return largest, [known.get(id(v), 0) for v in jaxpr.outvars]
+        return jax.tree.map(whole, tiles, same)
 
 
 def _count(x: Any) -> int:
     return jax.tree.leaves(x)[0].shape[0]
 
 
+def _silent(done: int, total: int) -> None:
+    """No progress is shown."""
+
+
+def _is_alone(*args: Any) -> bool:
+    """Whether nothing is traced. Inside a trace even a new array is a tracer."""
+    return all(is_concrete(a) for a in jax.tree.leaves((args, jnp.zeros(()))))
+
+
+def _structs(x: Any, rows: int | None = None) -> Any:
+    """Shapes, with another number of rows."""
+
+    def one(a: Any) -> Any:
+        shape = a.shape if rows is None else (rows, *a.shape[1:])
+        return jax.ShapeDtypeStruct(shape, a.dtype)
+
+    return jax.tree.map(one, x)
+
+
+def _true(given: Any) -> Any:
+    """A truth that XLA cannot know: what it is given only at run time is finite."""
+    for a in jax.tree.leaves(given):
+        if not is_concrete(a):
+            first = a[(0,) * a.ndim]
+            floating = jnp.issubdtype(first.dtype, jnp.floating)
+            return jnp.isfinite(first) if floating else first == first
+    return jnp.asarray(True)
+
+
+def _unknown(true: Any, x: Any) -> Any:
+    """Arrays that XLA does not compute with when it compiles, though it has them."""
+    return jax.tree.map(lambda a: jnp.where(true, a, a[:1]), x)
+
+
+def _ids(i: int, side: Cut, first: bool) -> np.ndarray:
+    """Whole numbers for the inputs of a tile, others for inputs of the second set."""
+    ids = np.arange(i * side.tile, (i + 1) * side.tile, dtype=np.int32)
+    ids = np.minimum(ids, side.count - 1)
+    return ids if first else -1 - ids
+
+
+def _blocks(x: Any, cut: Cut) -> list[Any]:
+    """The inputs of every tile; the last input again where there are no more."""
+    return [_rows(x, i * cut.tile, cut.tile) for i in range(cut.tiles)]
+
+
 def _rows(x: Any, start: int, count: int) -> Any:
-    """`count` rows from `start` on; the last input again where there are no more."""
-    last = _count(x) - 1
-    if start == 0 and count == last + 1:
+    total = _count(x)
+    if start == 0 and count == total:
         return x
-    if start + count <= last + 1:
-        return jax.tree.map(lambda a: a[start : start + count], x)
-    index = np.minimum(np.arange(start, start + count), last)
-    return jax.tree.map(lambda a: a[index], x)
+
+    def rows(a: Any) -> Any:
+        if not isinstance(a, np.ndarray) and _is_host(a):
+            a = np.asarray(a)
+        if start + count > total:
+            return a[np.minimum(np.arange(start, start + count), total - 1)]
+        if isinstance(a, np.ndarray):
+            # A view, which JAX takes over where it is aligned.
+            return jax.device_put(a[start : start + count])
+        return _slice(a, start, count)
+
+    return jax.tree.map(rows, x)
+
+
+def _is_host(a: Any) -> bool:
+    plain = not jnp.issubdtype(a.dtype, jax.dtypes.extended)
+    return plain and all(d.platform == "cpu" for d in a.devices())
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _slice(a: Any, start: Any, count: int) -> Any:
+    return lax.dynamic_slice_in_dim(a, start, count)
+
+
+def _cut(x: Any, step: int) -> Any:
+    """Rows in equal parts, one behind the other; the last row again at the end."""
+    count = _count(x)
+    total = -(-count // step) * step
+    index = np.minimum(np.arange(total), count - 1)
+
+    def parts(a: Any) -> Any:
+        a = a if total == count else a[index]
+        return a.reshape(-1, step, *a.shape[1:])
+
+    return jax.tree.map(parts, x)
+
+
+def _mapped(f: Callable[[Any], Any], x: Any) -> Any:
+    """`lax.map`; once is no loop, through which JAX takes no second derivatives."""
+    if _count(x) > 1:
+        return lax.map(f, x)
+    return jax.tree.map(lambda a: a[None], f(jax.tree.map(lambda a: a[0], x)))
+
+
+def _at(x: Any, place: Any) -> Any:
+    return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, place, keepdims=False), x)
+
+
+def _grid(tiles: Any, rows: Cut, cols: Cut) -> Any:
+    """The matrix of all tiles, row by row."""
+    k = tiles.reshape(rows.tiles, cols.tiles, *tiles.shape[1:]).swapaxes(1, 2)
+    k = k.reshape(rows.tiles * rows.tile, cols.tiles * cols.tile, *k.shape[4:])
+    return k[: rows.count, : cols.count]
+
+
+def _mirrored(on: Any, above: Any, cut: Cut) -> Any:
+    """The whole matrix from tiles on its diagonal, and those above it."""
+    count = cut.tiles
+    places = [(i, j) for i in range(count) for j in range(i + 1, count)]
+    upper = {at: count + n for n, at in enumerate(places)}
+    tiles = jnp.concatenate([on, above, jax.vmap(exchanged)(above)])
+    index = [
+        i if i == j else upper[i, j] if i < j else len(places) + upper[j, i]
+        for i in range(count)
+        for j in range(count)
+    ]
+    return _grid(tiles[np.asarray(index)], cut, cut)

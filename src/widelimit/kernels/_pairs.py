@@ -1,15 +1,39 @@
 """The kernels of one pair of inputs, from the programs of the two."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ..asymptotics import PAIRS, Engine, Side
-from ..program import Ref
+from ..asymptotics import PAIRS, Engine, Loop, Side, find_loops
+from ..program import Ref, TensorProgram
 from ..trace import Traced
 from ._quantities import Gradient, Quantities
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Inputs of a network that do not interact.
+
+    Attributes:
+        shared: arrays that all of them share, by key.
+        rows: arrays with an input a row, by key.
+        count: how many there are.
+        ids: equal whole numbers for equal inputs, (count,), or None.
+    """
+
+    shared: Mapping[str, Any]
+    rows: Mapping[str, Any]
+    count: int
+    ids: Any = None
+
+    def side(self, program: TensorProgram) -> Side:
+        """The program of one of them at all of them."""
+        rows = {key: a[:, None] for key, a in self.rows.items()}
+        return Side(program, self.shared, rows, self.count, self.ids)
 
 
 class PairKernel:
@@ -34,32 +58,86 @@ class PairKernel:
         self._asked = (first, second)
         self._trace_axes, self._coupled = tuple(trace_axes), coupled
 
-    def pair(
-        self, inputs1: Mapping[str, Any], inputs2: Mapping[str, Any], dtype: Any
-    ) -> dict[str, Any]:
-        """Kernels of shape I + I' (both batch axes first if coupled).
+    def tile(self, first: Inputs, second: Inputs, dtype: Any, **options: Any) -> Any:
+        """Kernels of all inputs of one side with all of another, (R, C, I, I').
+
+        Args:
+            first: R inputs.
+            second: C inputs.
+            dtype: of the numbers.
+            **options: of the engine.
 
         Raises:
             NeedsDraws: an expectation has no formula.
         """
-        sides = (
-            Side(self._asked[0].program, inputs1),
-            Side(self._asked[1].program, inputs2),
-        )
-        return self.on(Engine(sides, dtype=dtype, sampling=PAIRS))
+        return self.asked(first, second, dtype, **options)[1]
 
-    def same(self, inputs: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
-        """Kernels of an input with itself, where equal positions are one variable."""
-        side = Side(self._asked[0].program, inputs)
-        return self.on(Engine((side,), dtype=dtype, sampling=PAIRS))
+    def asked(
+        self, first: Inputs, second: Inputs, dtype: Any, **options: Any
+    ) -> tuple[Engine, dict[str, Any]]:
+        """The engine behind `tile`, after it was asked, and its answers."""
+        one, two = self._asked
+        sides = first.side(one.program), second.side(two.program)
+        return self._folded(sides, dtype, options, self.on)
+
+    def both(
+        self, first: Inputs, second: Inputs, dtype: Any, **options: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """`tile`, and `same` of the first inputs, which share what they compute."""
+        one, two = self._asked
+        sides = first.side(one.program), second.side(two.program)
+
+        def ask(engine: Engine) -> tuple[dict[str, Any], dict[str, Any]]:
+            return self.on(engine), self._own(engine)
+
+        return self._folded(sides, dtype, options, ask)[1]
+
+    def same(self, inputs: Inputs, dtype: Any, **options: Any) -> dict[str, Any]:
+        """Kernels of inputs with themselves, where equal positions are one variable."""
+        sides = (inputs.side(self._asked[0].program),)
+        return self._folded(sides, dtype, options, self.on)[1]
+
+    def _folded(
+        self,
+        sides: tuple[Side, ...],
+        dtype: Any,
+        options: dict[str, Any],
+        ask: Callable[[Engine], Any],
+    ) -> tuple[Engine, Any]:
+        """An engine whose equal layers are loops, and its answers."""
+        loops = self.loops
+
+        def engine(wanted: Any) -> Engine:
+            known = (loops, wanted) if loops else None
+            return Engine(sides, None, dtype, PAIRS, loops=known, **options)
+
+        wanted = None
+        if loops:
+            trial = engine(None)
+            jax.eval_shape(lambda: ask(trial))
+            assert trial.folding is not None
+            wanted = trial.folding.wanted
+        final = engine(wanted)
+        return final, ask(final)
+
+    @functools.cached_property
+    def loops(self) -> list[Loop]:
+        """The loops that the programs of both inputs have."""
+        one, two = (asked.program for asked in self._asked)
+        found = find_loops(one)
+        return found if one is two or found == find_loops(two) else []
 
     def on(self, engine: Engine) -> dict[str, Any]:
         """The kernels between the two sides of an engine, or of its only side."""
-        if len(engine.sides) > 1:
-            return self.of(engine, (0, 1))
-        found = self.of(engine, (0, 0))
+        return self.of(engine, (0, 1)) if len(engine.sides) > 1 else self._own(engine)
+
+    def _own(self, engine: Engine) -> dict[str, Any]:
+        """The kernels of the first side of an engine with itself."""
+        found, swap = self.of(engine, (0, 0)), self.swap
+        for _ in engine.batches(0):
+            swap = jax.vmap(swap)
         # Numerical routes keep the symmetry to their own accuracy only.
-        return jax.tree.map(lambda k, t: 0.5 * (k + t), found, self.swap(found))
+        return jax.tree.map(lambda k, t: 0.5 * (k + t), found, swap(found))
 
     def swap(self, kernels: dict[str, Any]) -> dict[str, Any]:
         """The kernels with the roles of the two inputs exchanged."""
@@ -90,7 +168,7 @@ class PairKernel:
             refs = [(), ()]
         centred = first.axis is None
         total = _sum(engine, sides, refs, shapes, same, centred)
-        return self._by_input(total, len(shapes[0]))
+        return self._by_input(engine, sides, total, len(shapes[0]))
 
     def _tap(
         self, engine: Engine, sides: tuple[int, int], first: Traced, second: Traced
@@ -99,16 +177,13 @@ class PairKernel:
         same = () if first.axis is None else (first.axis,)
         shapes = [_without(t.shape, same) for t in (first, second)]
         if first.power == 0 and first.kind == "fixed":
-            values = [
-                engine.tensor_or_zeros(s, t.refs[0][0])
-                for s, t in zip(sides, (first, second), strict=True)
-            ]
-            values = [jnp.mean(v, axis=same) for v in values]
-            total = jnp.tensordot(values[0], values[1], axes=0)
+            total = _products(
+                engine, sides, [first.refs[0][0], second.refs[0][0]], same
+            )
         else:
             refs = [t.refs if t.power == 0 else () for t in (first, second)]
             total = _sum(engine, sides, refs, shapes, same, centred=False)
-        return self._by_input(total, len(shapes[0]))
+        return self._by_input(engine, sides, total, len(shapes[0]))
 
     def _gradient(
         self,
@@ -129,18 +204,28 @@ class PairKernel:
         refs = [first.refs, second.refs]
         total = _sum(engine, sides, refs, shapes, same, centred=False)
         if not lead:  # one wide vector, contracted with its cotangent
-            return self._by_input(total, len(shapes[0]))
+            return self._by_input(engine, sides, total, len(shapes[0]))
         # Either side begins with the batch axis of the output; that of the tap follows
         # the axes of the output.
         half, start = len(shapes[0]), lead - len(output)
-        total = jnp.diagonal(total, 0, 0, start)
-        total = jnp.diagonal(total, 0, half - 2, half - 2 + start)
-        total = jnp.moveaxis(total, (-2, -1), (0, half - 1))
-        return self._by_input(total, half - 1)
 
-    def _by_input(self, k: Any, half: int) -> Any:
+        def of_own_input(k: Any) -> Any:
+            k = jnp.diagonal(k, 0, 0, start)
+            k = jnp.diagonal(k, 0, half - 2, half - 2 + start)
+            return jnp.moveaxis(k, (-2, -1), (0, half - 1))
+
+        for _ in engine.batches(*sides):
+            of_own_input = jax.vmap(of_own_input)
+        return self._by_input(engine, sides, of_own_input(total), half - 1)
+
+    def _by_input(
+        self, engine: Engine, sides: tuple[int, int], k: Any, half: int
+    ) -> Any:
         """With both batch axes first; without them where each has one entry."""
-        return jnp.moveaxis(k, half, 1) if self._coupled else jnp.squeeze(k, (0, half))
+        if self._coupled:
+            return jnp.moveaxis(k, half, 1)
+        lead = len(engine.batches(*sides))
+        return jnp.squeeze(k, (lead, lead + half))
 
 
 def swapped(k: Any, batches: bool) -> Any:
@@ -183,6 +268,25 @@ def _without(shape: Sequence[int], axes: Sequence[int]) -> list[int]:
 _Refs = tuple[tuple[Ref, float], ...]
 
 
+def _products(
+    engine: Engine, sides: tuple[int, int], refs: Sequence[Ref], same: tuple[int, ...]
+) -> Any:
+    """The products of the entries of two tensors, averaged over the axes `same`."""
+
+    def product(one: Any, two: Any) -> Any:
+        return jnp.tensordot(jnp.mean(one, same), jnp.mean(two, same), axes=0)
+
+    rows = [engine.tensors.rows(s, r) for s, r in zip(sides, refs, strict=True)]
+    match len(engine.batches(*sides)):
+        case 0:
+            return product(rows[0][0], rows[1][0])
+        case 1:
+            return jax.vmap(product)(*rows)
+        case _:
+            each = jax.vmap(product, (None, 0))
+            return jax.vmap(each, (0, None))(*rows)
+
+
 def _sum(
     engine: Engine,
     sides: tuple[int, int],
@@ -192,10 +296,12 @@ def _sum(
     centred: bool,
 ) -> Any:
     """The weighted sum of covariances of lines, averaged over the axes `same`."""
-    total = jnp.zeros(shapes[0] + shapes[1], engine.dtype)
+    lead = [engine.letters.sizes[a] for a in engine.batches(*sides)]
+    total = jnp.zeros(lead + shapes[0] + shapes[1], engine.dtype)
     for (p, weight), (q, _) in zip(*refs, strict=True):
         k = engine.pair_array(p, q, sides, same, centred)
         if k is not None:
-            mean = jnp.mean(k, axis=tuple(range(len(same))))
+            axes = range(len(lead), len(lead) + len(same))
+            mean = jnp.mean(k, axis=tuple(axes))
             total = total + weight * mean.astype(engine.dtype)
     return total

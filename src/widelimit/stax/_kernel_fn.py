@@ -192,6 +192,10 @@ class KernelFn:
         return self._networks[key]
 
 
+def _batch_first(a: jax.Array, axis: int) -> jax.Array:
+    return a if axis == 0 else jnp.moveaxis(a, axis, 0)
+
+
 def _no(a: Any) -> bool:
     return a is None
 
@@ -226,7 +230,7 @@ class _Network:
             )
         # Of any type: in JAX's own precision, as the layers take them.
         arrays = [
-            jnp.moveaxis(jnp.asarray(a), b, 0).astype(jnp.result_type(float))
+            _batch_first(jnp.asarray(a, jnp.result_type(float)), b)
             for a, (b, _) in zip(leaves, self.axes, strict=True)
         ]
         found: dict[str, Any] = {"inputs": arrays}

@@ -1,13 +1,10 @@
 """Whether a result fits in memory, said before it is computed."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from .._errors import InputError
-
-_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
+from .._memory import free_bytes, size_text
 
 
 def check_memory(
@@ -41,36 +38,10 @@ def check_memory(
             advice = "Lower `batch_size`"
         tiles = ""
         if tile:
-            tiles = f", and a tile {_text(tile)}: {_text(needed)} with two under way"
+            both = size_text(needed)
+            tiles = f", and a tile {size_text(tile)}: {both} with two under way"
         raise InputError(
-            f"The result ({shapes}) takes {_text(whole)}{tiles}. "
-            f"{'The host' if place is None else place} has {_text(free)} free. "
+            f"The result ({shapes}) takes {size_text(whole)}{tiles}. "
+            f"{'The host' if place is None else place} has {size_text(free)} free. "
             f"{advice}."
         )
-
-
-def free_bytes(device: Any | None) -> int | None:
-    """The free memory of an accelerator, or of the host; None if it is not known."""
-    if device is not None:
-        stats = device.memory_stats() or {}
-        if "bytes_limit" not in stats:
-            return None
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    try:
-        # What the system could free counts too: most memory is a cache of files.
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        table = dict(line.split(":", 1) for line in lines if ":" in line)
-        return int(table["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
-def _text(count: int) -> str:
-    size, unit = float(count), 0
-    while size >= 1000 and unit < len(_UNITS) - 1:
-        size, unit = size / 1000, unit + 1
-    return f"{size:.0f} bytes" if unit == 0 else f"{size:.3g} {_UNITS[unit]}"
