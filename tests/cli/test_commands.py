@@ -76,6 +76,15 @@ def test_show_prints_a_program_that_parses_back(folder, capsys):
     assert str(wl.parse(text)).strip() == text.strip()
 
 
+def test_show_prints_the_plan_of_the_kernels(folder, capsys):
+    text = output(capsys, "show", "model.py:f", "--after", "plan")
+    assert text.startswith("nngp and ntk of 3 x 3 inputs in float64")
+    assert "144 bytes for the result" in text  # of 2 x 9 numbers
+    np.save("x.npy", np.ones((40, 3), np.float32))
+    words = ["show", "model.py:f", "--after", "plan", "-i", "x.npy"]
+    assert "of 40 x 40 inputs in float32" in output(capsys, *words)
+
+
 def test_formula_in_text_and_in_latex(folder, capsys):
     text = output(capsys, "formula", "model.py:f")
     latex = output(capsys, "formula", "model.py:f", "--latex")

@@ -55,14 +55,28 @@ def demo() -> int:
 
 
 @app.command(help_epilogue=ADDRESS)
-def show(target: Target, /, *, input: Input = None) -> int:
-    """Print the tensor program of a network."""
+def show(
+    target: Target,
+    /,
+    *,
+    input: Input = None,
+    after: Annotated[
+        Literal["trace", "plan"],
+        Parameter(
+            help="The step of the compiler: the program as `trace`d, or the `plan` of "
+            "its kernels for these inputs."
+        ),
+    ] = "trace",
+) -> int:
+    """Print the tensor program of a network, or how its kernels are computed."""
     from ._network import load
 
     network = load(target, input)
     with network.blame():
-        program = network.limit.program(network.x)
-    print(program)
+        limit = network.limit
+        step = limit.program if after == "trace" else limit.plan
+        text = step(network.x)
+    print(text)
     return 0
 
 

@@ -12,3 +12,5 @@ from ._hypotheses import Hypothesis as Hypothesis
 from ._hypotheses import gradient_report as gradient_report
 from ._independence import Correction as Correction
 from ._independence import DotTerm as DotTerm
+from ._kernel_plan import KernelPlan as KernelPlan
+from ._kernel_plan import kernel_plan as kernel_plan

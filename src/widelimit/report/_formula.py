@@ -55,11 +55,9 @@ def formula(engine: Engine, network: Network) -> Formula:
         network: what it computed.
     """
     writer = _Writer(engine, network.program)
-    seen = dict.fromkeys(
-        equation
-        for step in engine.steps
-        if (equation := writer.equation(step)) is not None
-    )
+    # From the output back: every line is made of lines before it.
+    steps = sorted(engine.steps, key=_last_line, reverse=True)
+    seen = dict.fromkeys(e for s in steps if (e := writer.equation(s)) is not None)
     return Formula(tuple(seen), tuple(sorted(engine.routes)))
 
 
@@ -93,7 +91,7 @@ class _Writer:
                 return self._second(u, v), right
             case "mean" | "moment":
                 return f"E[{a.name}]", f"E[{self._function(a)}]"
-            case _ if isinstance(a, LinComb) and isinstance(b, LinComb):
+            case "linear" if isinstance(a, LinComb) and isinstance(b, LinComb):
                 gaussian = (
                     self._engine.is_gaussian(0, u),
                     self._engine.is_gaussian(0, v),
@@ -165,6 +163,10 @@ class _Writer:
         if (x, y) not in self._known:
             return None, False
         return ask(x, y), False
+
+
+def _last_line(step: Step) -> int:
+    return max(x.ref for x in (step.u, step.v) if x is not None)
 
 
 def _joined(parts: Iterable[str]) -> str:
