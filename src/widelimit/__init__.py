@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ._api import Limit as Limit
     from ._api import limit as limit
     from ._batch import batch as batch
+    from ._cache import compilation_cache as compilation_cache
     from ._errors import InputError as InputError
     from ._errors import InvalidProgramError as InvalidProgramError
     from ._errors import NoLimitError as NoLimitError
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 _HOME = {
     "_api": "Limit limit",
     "_batch": "batch",
+    "_cache": "compilation_cache",
     "_programs": "LimitOfProgram Program ProgramGradients backprop parse",
     "_errors": "InputError InvalidProgramError NoLimitError ParseError "
     "ShapeMismatchError UnsupportedError WidelimitError",
