@@ -33,7 +33,7 @@ def cholesky(k: Any, added: Any, least: Any, refusal: Callable[[], InputError]) 
         broken = not bool(jnp.isfinite(jnp.diagonal(factor)).all())
     else:
         try:
-            factor = scipy.linalg.cholesky(k + added * np.eye(len(k)), lower=True)
+            factor = _of_host(k, added)
             broken = False
         except np.linalg.LinAlgError:
             factor, broken = None, True
@@ -50,29 +50,37 @@ def cholesky(k: Any, added: Any, least: Any, refusal: Callable[[], InputError]) 
 def smallest_estimate(factor: Any) -> float:
     """About the smallest eigenvalue of a matrix with this lower factor; never below it.
 
-    Inverse iteration from a fixed start: wrong by at most a small factor unless the
-    start has, by chance, nothing along the eigenvector.
+    Inverse iteration from fixed starts: wrong by at most a small factor unless all of
+    them have, by chance, nothing along the eigenvector. Many starts cost hardly more
+    than one, since what takes the time is to read the factor.
     """
-    vector = np.random.default_rng(0).standard_normal((len(factor), 1))
-    for _ in range(4):
-        vector = solve(factor, vector)
-        size = float(np.linalg.norm(vector))
-        if not (np.isfinite(size) and size > 0):
+    vectors = np.random.default_rng(0).standard_normal((len(factor), 16))
+    sizes = np.linalg.norm(vectors, axis=0)
+    for _ in range(2):
+        vectors = np.asarray(solve(factor, vectors / sizes))
+        sizes = np.linalg.norm(vectors, axis=0)
+        if not (np.isfinite(sizes).all() and (sizes > 0).all()):
             return 0.0
-        vector = np.asarray(vector) / size
-    return 1 / float(np.linalg.norm(solve(factor, vector)))
+    return 1 / float(sizes.max())
+
+
+def _of_host(k: np.ndarray, added: Any) -> np.ndarray:
+    """The factor of a symmetric matrix, in the order of axes that LAPACK has."""
+    a = k.copy().T if k.flags.c_contiguous else np.array(k, order="F")
+    a[np.diag_indices(len(a))] += added
+    return scipy.linalg.cholesky(a, lower=True, overwrite_a=True, check_finite=False)
 
 
 def half_solve(factor: Any, b: Any) -> Any:
     """L^-1 b for a lower factor L and a matrix b, shape (n, m)."""
     if isinstance(factor, np.ndarray) and isinstance(b, np.ndarray):
-        return scipy.linalg.solve_triangular(factor, b, lower=True)
+        return scipy.linalg.solve_triangular(factor, b, lower=True, check_finite=False)
     return jax.scipy.linalg.solve_triangular(factor, b, lower=True)
 
 
 def solve(factor: Any, b: Any) -> Any:
     """(L L^T)^-1 b for a lower factor L and a matrix b, shape (n, m)."""
     if isinstance(factor, np.ndarray) and isinstance(b, np.ndarray):
-        return scipy.linalg.cho_solve((factor, True), b)
+        return scipy.linalg.cho_solve((factor, True), b, check_finite=False)
     factor = jnp.asarray(factor)
     return jax.scipy.linalg.cho_solve((factor, True), jnp.asarray(b, factor.dtype))

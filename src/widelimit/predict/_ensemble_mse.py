@@ -1,5 +1,6 @@
 """Ensembles of infinitely wide networks under gradient flow, from a kernel function."""
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from ._gaussian import (
 )
 from ._interleaved import as_matrix, outputs_of
 from ._kernel_blocks import KernelOfTest
+from ._large import computed, each, side_by_side
 from ._namespace import namespace, positive, real
 
 BLOCK = 1024
@@ -163,6 +165,9 @@ class GradientDescentMSEEnsemble:
         s = None
         if t is not None:
             s, shape = self._when(xp, t)
+        else:
+            makers = [functools.partial(getattr, kernels[n], "cholesky") for n in names]
+            side_by_side(xp, makers, kernels[names[0]].matrix)
         weights = {n: self._weights(xp, kernels[n], y, s) for n in names}
         means: dict[str, list[Any]] = {n: [] for n in names}
         cross: dict[str, list[Any]] = {n: [] for n in kernels}
@@ -174,7 +179,7 @@ class GradientDescentMSEEnsemble:
                 rows = self._outputs.check_test("kernel_fn(x_test, x_train)", k)
                 matrix = as_matrix(k)
                 if n in names:
-                    means[n].append(_each(xp, lambda w, m=matrix: m @ w, weights[n]))
+                    means[n].append(_stacked(matrix.__matmul__, weights[n]))
                 if compute_cov:  # only then is it kept
                     cross[n].append(matrix)
             inputs += rows[0] if rows else 0
@@ -199,9 +204,8 @@ class GradientDescentMSEEnsemble:
         if s is None:
             return kernel.solve(y)[None]
         _, weight = flow(xp, kernel, s)
-        vectors = kernel.eigen[1]
-        along = xp.matmul(vectors.T, y)
-        return _each(xp, lambda w: vectors @ (w[:, None] * along), weight)
+        along = kernel.in_basis(y.T).T
+        return _stacked(kernel.from_basis, weight[:, :, None] * along)
 
     def _mean(
         self, xp: Any, flat: Any, rows: tuple[int, ...], shape: tuple, dtype: Any
@@ -221,22 +225,35 @@ def _covariances(
     """Covariances of the test outputs at every time, (T, m, m)."""
     kernel, k = kernels[name], cross[name]
     if s is None and name == "nngp":
-        return conditional_covariance(prior, kernel.half_solve(k.T))[None]
+        half = kernel.half_solve(k.T)
+        return computed(xp, conditional_covariance, prior, half)[None]
     inside, beside = kernels["nngp"].matrix, cross["nngp"]
     if s is None:
         weights = kernel.solve(k.T).T
-        return trained_covariance(prior, weights, inside, beside)[None]
-    vectors = kernel.eigen[1]
-    k = k @ vectors
+        found = computed(xp, trained_covariance, prior, weights, inside, beside)
+        return found[None]
     if name == "nngp":
         # The square of what is left of an error is what is left after twice the time.
         _, weight = flow(xp, kernel, 2 * s)
-        return _each(xp, lambda w: symmetric_part(prior - (k * w[None]) @ k.T), weight)
+        return each(xp, _of_last_layer, weight, prior, kernel.in_basis(k))
     _, weight = flow(xp, kernel, s)
-    inside, beside = vectors.T @ inside @ vectors, beside @ vectors
-    return _each(
-        xp, lambda w: trained_covariance(prior, k * w[None], inside, beside), weight
-    )
+    vectors = kernel.eigen[1]
+    rows = kernel.in_basis(xp.concatenate([k, beside]))
+    k, beside = rows[: len(k)], rows[len(k) :]
+    inside = computed(xp, _inside, vectors.T, inside)
+    return each(xp, _of_all_layers, weight, prior, k, inside, beside)
+
+
+def _inside(transposed: Any, k: Any) -> Any:
+    return transposed @ k @ transposed.T
+
+
+def _of_last_layer(weight: Any, prior: Any, k: Any) -> Any:
+    return symmetric_part(prior - (k * weight) @ k.T)
+
+
+def _of_all_layers(weight: Any, prior: Any, k: Any, inside: Any, beside: Any) -> Any:
+    return trained_covariance(prior, k * weight, inside, beside)
 
 
 def _each(xp: Any, f: Callable[[Any], Any], rows: Any) -> Any:
@@ -244,6 +261,13 @@ def _each(xp: Any, f: Callable[[Any], Any], rows: Any) -> Any:
     if xp is np:
         return np.stack([f(row) for row in rows])
     return jax.lax.map(f, rows)
+
+
+def _stacked(times: Callable[[Any], Any], stack: Any) -> Any:
+    """A matrix times each of a stack (T, n, O), as one product of all columns."""
+    count, n, outputs = stack.shape
+    flat = times(stack.transpose(1, 0, 2).reshape(n, count * outputs))
+    return flat.reshape(-1, count, outputs).transpose(1, 0, 2)
 
 
 def gradient_descent_mse_ensemble(

@@ -4,15 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 
 from .._errors import InputError, ShapeMismatchError
 from .._jax import is_concrete
 from ._check import resolution, rounding, singular, symmetric
 from ._cholesky import cholesky, half_solve, solve
 from ._dynamics import not_below_zero
+from ._eigen import Eigen, Whole
 from ._interleaved import as_matrix
 from ._namespace import dtype_of, namespace, positive, real
 
@@ -90,15 +89,23 @@ class FactorisedKernel:
         return self._once("tolerance", self._tolerance)
 
     @property
-    def eigen(self) -> tuple[Any, Any]:
-        """Eigenvalues (n,) of the regularised matrix, ascending, and eigenvectors.
-
-        Those below zero by rounding are zero; the eigenvectors are columns, (n, n).
+    def eigenvalues(self) -> Any:
+        """Those of the regularised matrix, (n,), ascending; zero if below by rounding.
 
         Raises:
             InputError: an eigenvalue is negative beyond rounding.
         """
-        return self._once("eigen", self._eigen)
+        return self._once("eigenvalues", self._eigenvalues)
+
+    @property
+    def eigen(self) -> tuple[Any, Any]:
+        """The eigenvalues, and the eigenvectors as columns, (n, n).
+
+        Raises:
+            InputError: an eigenvalue is negative beyond rounding.
+        """
+        values = self.eigenvalues
+        return values, self._spectrum.vectors
 
     @property
     def cholesky(self) -> Any:
@@ -113,8 +120,16 @@ class FactorisedKernel:
     @property
     def unlearned(self) -> Any:
         """The eigenvalues, regularised, that cannot be told from 0; often none."""
-        values, _ = self.eigen
+        values = self.eigenvalues
         return values[values <= self.tolerance]
+
+    def in_basis(self, rows: Any) -> Any:
+        """Rows (m, n) in the basis of the eigenvectors V, which is a product with V."""
+        return self._spectrum.rows(rows)
+
+    def from_basis(self, columns: Any) -> Any:
+        """V times columns (n, m); if they are few, V itself is not made."""
+        return self._spectrum.columns(columns)
 
     def solve(self, b: Any) -> Any:
         """The inverse of the regularised matrix times a matrix (n, m), by Cholesky."""
@@ -141,15 +156,16 @@ class FactorisedKernel:
         asked = xp.maximum(floor, xp.minimum(least, self.reg / 2))
         return xp.where(self.reg > 0, asked, least)
 
-    def _eigen(self) -> tuple[Any, Any]:
-        if self._xp is np:
-            values, vectors = scipy.linalg.eigh(self.matrix)
-        else:
-            values, vectors = jnp.linalg.eigh(self.matrix)
-        values = values + self.reg
+    @property
+    def _spectrum(self) -> Eigen | Whole:
+        of = Eigen if self._xp is np else Whole
+        return self._once("spectrum", lambda: of(self.matrix))
+
+    def _eigenvalues(self) -> Any:
+        values = self._spectrum.values + self.reg
         if self.known:
             not_below_zero(self.name, float(values[0]), float(self.tolerance))
-        return self._xp.maximum(values, 0.0), vectors
+        return self._xp.maximum(values, 0.0)
 
     def _cholesky(self) -> Any:
         return cholesky(self.matrix, self.reg, self.tolerance, self._singular)

@@ -57,7 +57,7 @@ def flow(xp: Any, kernel: FactorisedKernel, s: Any) -> tuple[Any, Any]:
     Returns:
         Two arrays (T, n).
     """
-    values, tolerance = kernel.eigen[0][None, :], kernel.tolerance
+    values, tolerance = kernel.eigenvalues[None, :], kernel.tolerance
     s = s[:, None]
     infinite = xp.isinf(s)
     late = infinite | (xp.where(infinite, 0.0, s) * tolerance >= 1)
