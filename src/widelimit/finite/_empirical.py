@@ -10,7 +10,7 @@ References:
     https://arxiv.org/abs/2206.08720.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from .._errors import InputError, ShapeMismatchError, UnsupportedError
 from .._kernel import check_names, returned, wanted
 from ._implementation import Chooser, NtkImplementation
+from ._independent import independent
 from ._inputs import Inputs, in_units
 from ._keywords import is_absent, of_both
 from ._methods import Problem, kernel
@@ -82,7 +83,7 @@ def empirical_ntk_fn(
     trace_axes: Axes = (-1,),
     diagonal_axes: Axes = (),
     vmap_axes: Any = None,
-    implementation: NtkImplementation | int = NtkImplementation.JACOBIAN_CONTRACTION,
+    implementation: NtkImplementation | int = NtkImplementation.AUTO,
     _j_rules: bool = True,
     _s_rules: bool = True,
     _fwd: bool | None = None,
@@ -101,7 +102,10 @@ def empirical_ntk_fn(
             of axes for parts of its argument; None where an argument is shared. What
             is no triple stands for the axes in `x` and in the output: 0 is right for a
             network without batch normalisation or dropout. With the wrong axes the
-            kernel is another one.
+            kernel is another one. None: inputs along axis 0 are differentiated apart
+            where it is seen, by tracing the network for several inputs and for one,
+            that they do not interact (products, convolutions, nonlinearities, pooling;
+            no loops); else the whole batch is.
         implementation: the method, see `NtkImplementation`.
         _j_rules: accepted for callers of Neural Tangents, without effect.
         _s_rules: the same.
@@ -129,10 +133,13 @@ def empirical_ntk_fn(
 
         one, two = of_both(apply_fn_kwargs, x1, x2)
         with jax.default_matmul_precision("highest"):
-            first = in_units(of_variables, variables, x1, one, vmap_axes)
+            axes = vmap_axes
+            if axes is None:
+                axes = _found_axes(of_variables, variables, (x1, one), (x2, two))
+            first = in_units(of_variables, variables, x1, one, axes)
             second = first
             if not is_absent(x2):
-                second = in_units(of_variables, variables, x2, two, vmap_axes)
+                second = in_units(of_variables, variables, x2, two, axes)
             problems = _problems(variables, first, second, trace_axes, diagonal_axes)
             arguments = (x1, x2, variables, apply_fn_kwargs)
             method = chooser.method(problems, arguments)
@@ -149,7 +156,7 @@ def empirical_kernel_fn(
     trace_axes: Axes = (-1,),
     diagonal_axes: Axes = (),
     vmap_axes: Any = None,
-    implementation: NtkImplementation | int = NtkImplementation.JACOBIAN_CONTRACTION,
+    implementation: NtkImplementation | int = NtkImplementation.AUTO,
     _j_rules: bool = True,
     _s_rules: bool = True,
     _fwd: bool | None = None,
@@ -251,6 +258,18 @@ def empirical_ntk_vp_fn(
             return jax.jvp(f1, (variables,), (gradient,))[1]
 
     return ntk_vp_fn
+
+
+def _found_axes(
+    f: Callable[..., Any], variables: Variables, *sides: tuple[Any, Mapping[str, Any]]
+) -> Any:
+    """The `vmap_axes` where inputs do not interact in any batch; None if they may."""
+    found = [
+        independent(lambda v, x, options=options: f(v, x, **options), variables, x)
+        for x, options in sides
+        if not is_absent(x)
+    ]
+    return found[0] if all(axes == found[0] for axes in found) else None
 
 
 def _problems(

@@ -111,7 +111,7 @@ class Backward:
         traced, _ = _jax.trace(
             gradient, *args, _struct(self.output), x64=_jax.x64_enabled()
         )
-        self._graph = _inlined(traced)
+        self._graph = _jax.inlined(traced, _CALLS)
         self._maker = {v: e for e in self._graph.equations for v in e.outputs}
         self._moving = self._reached({self._graph.inputs[-1]})
         self.results = dict(zip(sorted(variables), self._graph.outputs, strict=True))
@@ -269,29 +269,6 @@ def _factor(factors: Factors, side: int, read: Callable[[_jax.Atom], Any]) -> An
             value = value / scale if divides else value * scale
         parts.append(value)
     return jnp.concatenate(parts)
-
-
-def _inlined(graph: _jax.Graph) -> _jax.Graph:
-    """Without calls that do nothing but call."""
-    equations: list[_jax.Equation] = []
-    constants: list[tuple[_jax.Var, Any]] = []
-
-    def visit(graph: _jax.Graph, known: dict[_jax.Atom, _jax.Atom]) -> Any:
-        constants.extend(graph.constants)
-        for e in graph.equations:
-            ins = tuple(known.get(a, a) for a in e.inputs)
-            inner = next(
-                (p for p in e.params.values() if isinstance(p, _jax.Graph)), None
-            )
-            if e.name in _CALLS and inner is not None:
-                outs = visit(inner, dict(zip(inner.inputs, ins, strict=True)))
-                known.update(zip(e.outputs, outs, strict=True))
-            else:
-                equations.append(dataclasses.replace(e, inputs=ins))
-        return tuple(known.get(a, a) for a in graph.outputs)
-
-    outputs = visit(graph, {})
-    return _jax.Graph(graph.inputs, tuple(constants), tuple(equations), outputs)
 
 
 def _struct(a: Any) -> jax.ShapeDtypeStruct:

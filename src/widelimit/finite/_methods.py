@@ -70,12 +70,13 @@ def jacobian_contraction(problem: Problem) -> jax.Array:
 
     def compare(rows1: Variables, rows2: Variables) -> jax.Array:
         parts = [
-            jnp.einsum("dktz,dltz->dkl", _rows(rows1[name]), _rows(rows2[name]))
+            jnp.einsum("kz,lz->kl", _rows(rows1[name]), _rows(rows2[name]))
             for name in problem.variables
         ]
         return functools.reduce(jnp.add, parts)
 
-    return problem.pairing.kernel(compare, *problem.both(problem.jacobian))
+    jacobians = problem.both(problem.jacobian)
+    return problem.pairing.kernel(_over_diagonal(compare), *jacobians)
 
 
 def ntk_vector_products(problem: Problem) -> jax.Array:
@@ -120,7 +121,7 @@ def structured_derivatives(problem: Problem) -> jax.Array:
         parts = [contract(a[name], b[name])[0, :, 0] for name in problem.variables]
         return functools.reduce(jnp.add, parts)
 
-    return problem.pairing.kernel(jax.vmap(of_diagonal), rows1, rows2)
+    return problem.pairing.kernel(_over_diagonal(of_diagonal), rows1, rows2)
 
 
 METHODS: tuple[Method, ...] = (
@@ -166,8 +167,23 @@ def _work(method: Method, problem: Problem) -> int:
 
 
 def _rows(rows: Any) -> jax.Array:
-    """Gradients with one axis for the entries of the variable."""
-    return rows.reshape(*rows.shape[:3], math.prod(rows.shape[3:]))
+    """Gradients (kept, traced, *variable) as a matrix, a row for every kept entry."""
+    return rows.reshape(rows.shape[0], math.prod(rows.shape[1:]))
+
+
+def _over_diagonal(compare: Callable[[Any, Any], jax.Array]) -> Callable[..., Any]:
+    """`compare` for every diagonal entry.
+
+    One entry is no batch of one: products of those are slower than plain ones.
+    """
+
+    def each(one: Any, two: Any) -> jax.Array:
+        if jax.tree.leaves(one)[0].shape[0] > 1:
+            return jax.vmap(compare)(one, two)
+        single = (jax.tree.map(lambda a: a[0], side) for side in (one, two))
+        return compare(*single)[None]
+
+    return each
 
 
 def _backward(problem: Problem, inputs: Inputs) -> Backward:
