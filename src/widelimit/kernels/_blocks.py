@@ -110,9 +110,8 @@ class BlockKernel:
         n = _count(x)
         cut = self._cut(shared, x, None, even=not _is_alone(shared, x, None))
         same = functools.partial(self._run_same, cut.rows.block, cut.inputs_last)
-        parts = [
-            same((shared, _true((shared, x))), rows) for rows in _blocks(x, cut.rows)
-        ]
+        given = shared, _true((shared, x))
+        parts = [same(given, rows) for rows in _blocks(x, cut.rows)]
         return jax.tree.map(lambda *a: jnp.concatenate(a)[:n], *parts)
 
     def _by_tiles(

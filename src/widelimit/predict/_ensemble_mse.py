@@ -4,9 +4,7 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from .._errors import InputError
 from .._kernel import check_names, returned, wanted
@@ -136,7 +134,7 @@ class GradientDescentMSEEnsemble:
         values, vectors = kernel.eigen
         left, _ = flow(xp, kernel, s)
         along = xp.matmul(vectors.T, self._outputs.columns(xp, y))
-        flat = _each(xp, lambda e: vectors @ ((1 - e)[:, None] * along), left)
+        flat = each(xp, lambda e: vectors @ ((1 - e)[:, None] * along), left)
         mean = self._mean(xp, flat, self._outputs.rows, shape, kernel.dtype)
         if not compute_cov:
             return mean
@@ -144,7 +142,7 @@ class GradientDescentMSEEnsemble:
             inside = xp.diag(values)
         else:
             inside = vectors.T @ kernels["nngp"].matrix @ vectors
-        cov = _each(xp, lambda e: congruent(vectors * e[None], inside), left)
+        cov = each(xp, lambda e: congruent(vectors * e[None], inside), left)
         return as_gaussian(mean, cov, self._outputs.rows, shape, kernel.dtype)
 
     def _at_test(
@@ -254,13 +252,6 @@ def _of_last_layer(weight: Any, prior: Any, k: Any) -> Any:
 
 def _of_all_layers(weight: Any, prior: Any, k: Any, inside: Any, beside: Any) -> Any:
     return trained_covariance(prior, k * weight, inside, beside)
-
-
-def _each(xp: Any, f: Callable[[Any], Any], rows: Any) -> Any:
-    """`f` of every row, one after the other: in the memory of one, besides results."""
-    if xp is np:
-        return np.stack([f(row) for row in rows])
-    return jax.lax.map(f, rows)
 
 
 def _stacked(times: Callable[[Any], Any], stack: Any) -> Any:

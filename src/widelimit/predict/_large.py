@@ -40,7 +40,7 @@ def computed(xp: Any, f: Callable[..., Any], *arrays: Any) -> Any:
 
 
 def each(xp: Any, f: Callable[..., Any], rows: Any, *others: Any) -> Any:
-    """`f(row, *others)` of every row: in the memory of one, besides results."""
+    """`f(row, *others)` of every row, one after the other: in the memory of one."""
     if xp is not np:
         return jax.lax.map(lambda row: f(row, *others), rows)
     if not _large(*others):
@@ -81,7 +81,7 @@ def product(a: Any, transposed: Any) -> Any:
 
 
 def _large(*arrays: Any) -> bool:
-    return max(a.size for a in arrays) >= LARGE
+    return max((a.size for a in arrays), default=0) >= LARGE
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Keep what is asked for."""
 
-from ..program import Ref, TensorProgram, ancestors, renumber
-from ._rewritten import Rewritten
+from ..program import Ref, TensorProgram, ancestors
+from ._rewritten import Rewritten, of_lines
 
 
 def drop_dead(program: TensorProgram, keep: tuple[Ref, ...] = ()) -> Rewritten:
@@ -11,13 +11,4 @@ def drop_dead(program: TensorProgram, keep: tuple[Ref, ...] = ()) -> Rewritten:
     Gives: every line is needed by one of them.
     """
     asked = (*program.outputs, *(r for _, r in program.taps), *keep)
-    order = sorted(ancestors(program.lines, *asked))
-    place = {old: new for new, old in enumerate(order)}
-    return Rewritten(
-        TensorProgram(
-            tuple(renumber(program.lines[old], place) for old in order),
-            tuple(place[r] for r in program.outputs),
-            tuple((name, place[r]) for name, r in program.taps),
-        ),
-        place,
-    )
+    return of_lines(program, sorted(ancestors(program.lines, *asked)))

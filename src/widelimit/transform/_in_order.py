@@ -11,9 +11,8 @@ from ..program import (
     TensorProgram,
     VecIn,
     operands,
-    renumber,
 )
-from ._rewritten import Rewritten
+from ._rewritten import Rewritten, of_lines
 
 
 def in_order(
@@ -44,15 +43,7 @@ def in_order(
     for ref in range(len(program)):
         if ref not in order:
             order[ref] = None  # nothing reads this input
-    found = {old: new for new, old in enumerate(order)}
-    return Rewritten(
-        TensorProgram(
-            tuple(renumber(program.lines[old], found) for old in order),
-            tuple(found[r] for r in program.outputs),
-            tuple((name, found[r]) for name, r in program.taps),
-        ),
-        found,
-    )
+    return of_lines(program, list(order))
 
 
 def _is_input(line: Line) -> bool:

@@ -1,9 +1,9 @@
 """The result of a pass."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from ..program import Ref, TensorProgram
+from ..program import Ref, TensorProgram, renumber
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,3 +17,21 @@ class Rewritten:
 
     program: TensorProgram
     place: Mapping[Ref, Ref]
+
+
+def of_lines(program: TensorProgram, order: Sequence[Ref]) -> Rewritten:
+    """The program of some of its lines, in another order.
+
+    Args:
+        program: any program.
+        order: its lines, behind those that they read; all that is asked for.
+    """
+    place = {old: new for new, old in enumerate(order)}
+    return Rewritten(
+        TensorProgram(
+            tuple(renumber(program.lines[old], place) for old in order),
+            tuple(place[r] for r in program.outputs),
+            tuple((name, place[r]) for name, r in program.taps),
+        ),
+        place,
+    )
