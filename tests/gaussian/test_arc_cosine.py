@@ -111,6 +111,14 @@ def test_inverse_sine_keeps_the_digits_of_what_is_missing_to_one(dtype):
     assert (np.abs(found - exact) <= 4 * EPS[dtype] * exact).all()
 
 
+def test_the_derivative_of_the_inverse_sine():
+    """Also where branches meet; 0 at the ends, as they are reached with no speed."""
+    x = jnp.asarray([-1, -0.9, -0.5, -0.1, 0, 0.1, 0.5, 0.9, 1.0])
+    found = jax.vmap(jax.grad(lambda x: asin(x, 1 - jnp.abs(x))))(x)
+    wanted = np.append(0, np.append(1 / np.sqrt(1 - x[1:-1] ** 2), 0))
+    np.testing.assert_allclose(found, wanted, rtol=1e-14)
+
+
 # ------------------------------------------------------------------------ arc cosine
 def test_duals_are_the_integrals():
     rng = np.random.default_rng(2)
@@ -215,7 +223,7 @@ DIFFERENTIABLE = {
 def test_derivatives_are_those_of_differences(name):
     f = by_law(DIFFERENTIABLE[name])
     a, b = np.array([1.3, 1.3, 0.4]), np.array([1.3, 0.7, 0.9])
-    for rho in (-0.9, -0.3, 0.2, 0.8):
+    for rho in (-0.9, -0.3, 0.0, 0.2, 0.8):
         args = tuple(map(jnp.asarray, (a, b, rho * np.sqrt(a * b))))
         check_grads(f, args, order=1, atol=1e-8, rtol=1e-8, eps=1e-5)
 

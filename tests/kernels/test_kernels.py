@@ -216,6 +216,22 @@ def test_derivative_where_inputs_coincide(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_derivative_where_inputs_are_orthogonal(name):
+    """Where correlations change their sign; features are often one of many."""
+    net = small(ACTIVATIONS[name], bias=0.0)
+    x, y = np.eye(3)[:2], np.array([[0.0, 0, 2], [0, 1, 0], [-1, 0, 0]])
+    weights = RNG.normal(size=(2, 3))
+
+    def total(y):
+        return jnp.sum(net.nngp(x, y) * weights)
+
+    grad = jax.grad(total)(jnp.asarray(y))
+    where = np.s_[:2]  # Opposite inputs have a kink.
+    wanted = central(total, y)
+    np.testing.assert_allclose(grad[where], wanted[where], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_no_nan_for_zero_and_repeated_inputs(name):
     x = np.array([[0.0, 0, 0], [1.0, 2, 3], [1, 2, 3], [0, 0, 0], [-1, -2, -3]])
     for dtype, bias in ((np.float32, 0.0), (np.float64, 0.3)):

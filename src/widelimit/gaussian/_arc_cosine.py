@@ -188,7 +188,9 @@ def _absolute_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 @_rest.defjvp
 def _rest_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    slope = (2 / math.pi) * angle(*primals) - jnp.sign(primals[2])
+    # At c = 0, the side on which `half_distance` is.
+    sign = jnp.where(_nearness(Law(*primals)) < 1, 1, -1)
+    slope = (2 / math.pi) * angle(*primals) - sign
     return _rest(*primals), _along(primals, tangents, slope)
 
 
