@@ -67,7 +67,7 @@ def data_of_the_batch_mixes_positions(p: Params, x: Array) -> Array:
 
 
 @covers("dot_general", x=SEQUENCE, U=_U3, K=wl.normal((n, n)), v=_V)
-def products_of_wide_vectors(p: Params, x: Array) -> Array:
+def products_of_jit_for_cpu(p: Params, x: Array) -> Array:
     h = relu(apply(p["U"], x))
     k = apply(p["K"], h)
     gram = jnp.einsum("nti,nsi->nts", h, k + 0.5 * h) / h.shape[-1]

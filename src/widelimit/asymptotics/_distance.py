@@ -42,7 +42,15 @@ from ..scalar import Arg, Expr
 from ._answers import Answer, Key
 from ._index import Index, Letter, View, constant
 from ._nearby import half_squares
-from ._product import Factor, Product, Sum, aligned, as_factor, materialise
+from ._product import (
+    Factor,
+    Product,
+    Sum,
+    aligned,
+    as_factor,
+    materialise,
+    windows_apart,
+)
 
 if TYPE_CHECKING:
     from ._engine import Canonical, Engine
@@ -264,23 +272,7 @@ class Distances:
         s, t = (dataclasses.replace(one, scale=1.0) for one in (s, t))
 
         def squares(x: View, y: View) -> Sum | None:
-            sums = tuple(engine.letters.new(n) for n in s.sums)
-            read = engine.plain(sums)
-            rows = [
-                c
-                for w, one in ((x, s), (y, t))
-                if (c := engine.coefficients(w, one, (*w.indices, *read))) is not None
-            ]
-            if len(rows) < 2:
-                return None
-            letters = engine.given(self._letters(x, y))
-            one, two = (
-                materialise((Product(c),), engine.letters, (*letters, *sums))
-                for c in rows
-            )
-            same = engine.equal_inputs(x, y, letters)
-            value = half_squares(one, two, len(sums), same)
-            return (Product((as_factor(value, engine.letters, letters),)),)
+            return self._squares(x, s, y, t)
 
         asked = engine.canonical("data", u, v)
         what = (u.side, s.tensors, v.side, t.tensors, s.maps, s.sums)
@@ -290,6 +282,35 @@ class Distances:
             return None
         weights = engine.scale(u.side, p.std) + engine.scale(v.side, q.std)
         return _each(total, Factor(np.asarray(scale**2), ()), *weights)
+
+    def _squares(self, x: View, s: Term, y: View, t: Term) -> Sum | None:
+        """Half the sum of the squared differences of two rows of coefficients."""
+        engine = self._engine
+        sums = tuple(engine.letters.new(n) for n in s.sums)
+        rows = [
+            engine.coefficients(w, term, (*w.indices, *engine.plain(sums)))
+            for w, term in ((x, s), (y, t))
+        ]
+        known = [c for c in rows if c is not None]
+        if len(known) < 2:
+            return None
+        letters, apart = self._letters(x, y), None
+        if x.side != y.side and all(len(c) == 1 for c in known):
+            factors = [f for (f,) in known]
+            apart = windows_apart(factors, sums, engine.letters)
+        if apart is not None:
+            known, sums = [(f,) for f in apart.factors], apart.sums
+            letters = apart.letters
+        letters = engine.given(letters)
+        one, two = (
+            materialise((Product(c),), engine.letters, (*letters, *sums)) for c in known
+        )
+        same = engine.equal_inputs(x, y, letters)
+        value = half_squares(one, two, len(sums), same)
+        found = as_factor(value, engine.letters, letters)
+        if apart is None:
+            return (Product((found,)),)
+        return (Product((apart.read(found),), (), apart.windows),)
 
     # Functions ------------------------------------------------------------------------
 

@@ -816,8 +816,8 @@ class Engine:
 
     def canonical(self, what: str, u: View, v: View) -> Canonical:
         """A question with its axes aligned, fixed or free, at letters of its own."""
-        if (v.side, v.ref) < (u.side, u.ref):
-            u, v = v, u
+        # Of one line twice, so that what answers is not transposed.
+        u, v = sorted((u, v), key=_by_place)
         shape_u, shape_v = self.shape(u.side, u.ref), self.shape(v.side, v.ref)
         places_u = [_place(i, n) for i, n in zip(u.indices, shape_u, strict=True)]
         places_v = [_place(i, n) for i, n in zip(v.indices, shape_v, strict=True)]
@@ -968,6 +968,10 @@ def _times(x: Sum, y: Sum) -> Sum:
 
 def _scaled(x: Sum, scale: float) -> Sum:
     return tuple(p.times(Factor(np.asarray(scale), ())) for p in x)
+
+
+def _by_place(u: View) -> Any:
+    return u.side, u.ref, [i.letters for i in u.indices]
 
 
 def _place(index: Index, size: int) -> int | None:

@@ -131,6 +131,11 @@ def _evaluate(
 ) -> tuple[Any, list[Letter]]:
     """The array of a product, and the letters that are its axes."""
     factors, sums = _resolve_deltas(product, letters, out)
+    if (apart := windows_apart(factors, sums, letters)) is not None:
+        inner = (Product(apart.factors, (), apart.sums),)
+        whole = compact(inner, letters, apart.letters)
+        assert whole is not None
+        factors, sums = [apart.read(whole)], list(apart.windows)
     count = 1
     for letter in sums:
         if not any(letter in f.letters() for f in factors):
@@ -146,6 +151,78 @@ def _evaluate(
     kept = [a for a in out if a in read]
     result = _einsum(plain, kept)
     return (result if count == 1 else count * result), kept
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Apart:
+    """Factors whose product is one at whole axes, of which windows are summed.
+
+    Attributes:
+        factors: the factors, at letters for whole axes.
+        sums: the letters to be summed at every position.
+        windows: the letters to be summed over positions.
+        indices: how the windows read the whole axes.
+    """
+
+    factors: tuple[Factor, ...]
+    sums: tuple[Letter, ...]
+    windows: tuple[Letter, ...]
+    indices: dict[Letter, Index]
+
+    @property
+    def letters(self) -> tuple[Letter, ...]:
+        """The letters of the product at whole axes."""
+        read = {a for f in self.factors for a in f.letters()}
+        return tuple(sorted(read.difference(self.sums)))
+
+    def read(self, whole: Factor) -> Factor:
+        """What the windows read of a result at whole axes."""
+        indices = tuple(self.indices.get(i.letters[0], i) for i in whole.indices)
+        return Factor(whole.array, indices)
+
+
+def windows_apart(
+    factors: Sequence[Factor], sums: Sequence[Letter], letters: Letters
+) -> Apart | None:
+    """Factors that read the same windows, taken apart from these; None if they do not.
+
+    In sum_k x[o + k] y[o + k] the windows overlap: x y is computed once a position.
+    """
+    indices = [i for f in factors for i in f.indices]
+    moving: dict[Index, Letter] = {}
+    windows: list[Letter] = []
+    for a in sums:
+        reading = {i for i in indices if a in i.letters}
+        if len(reading) == 1 and not (index := reading.pop()).is_identity:
+            windows.append(a)
+            moving.setdefault(index, -1)
+    if not moving:
+        return None
+    for index in moving:
+        alone = all(
+            i == index or set(i.letters).isdisjoint(index.letters) for i in indices
+        )
+        sizes = [
+            np.shape(f.array)[axis]
+            for f in factors
+            for axis, i in enumerate(f.indices)
+            if i == index
+        ]
+        overlap = len(set(sizes)) == 1 and 1 < sizes[0] < index.table.size
+        if not alone or not overlap or len(sizes) < 2:
+            return None
+        moving[index] = letters.new(sizes[0])
+    if any(len(set(f.indices) & moving.keys()) < len(moving) for f in factors):
+        return None
+    whole = {index: letters.identity(a) for index, a in moving.items()}
+    return Apart(
+        tuple(
+            Factor(f.array, tuple(whole.get(i, i) for i in f.indices)) for f in factors
+        ),
+        tuple(a for a in sums if a not in windows),
+        tuple(windows),
+        {a: index for index, a in moving.items()},
+    )
 
 
 def _narrow(factor: Factor, letters: Letters) -> Factor:

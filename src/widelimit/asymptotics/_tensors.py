@@ -22,12 +22,14 @@ from ..program import (
     Regression,
     TensorArg,
     appearance,
+    compose,
+    maps_of,
     regress,
 )
 from ..scalar import Const, Expr
 from ._answers import Key, Value
 from ._expectation import expectation
-from ._index import Index
+from ._index import Index, constant
 from ._product import Factor, aligned, is_zero, materialise, total_of
 
 if TYPE_CHECKING:
@@ -57,16 +59,21 @@ class Tensors:
         self, side: int, arg: TensorArg, indices: Sequence[Index]
     ) -> Factor | None:
         """A tensor coefficient read at the letters of a query; None for zero."""
-        array, batched = self.value(side, arg.ref)
+        ref = arg.ref
+        at = [constant(0) if a < 0 else indices[a] for a in arg.letters]
+        while (maps := maps_of(line := self._engine.line_at(side, ref))) is not None:
+            (ref,), at = line.args, [compose(m, at) for m in maps]
+        array, batched = self.value(side, ref)
         if array is None:
             return None
-        lead = (len(array),) if batched else ()
-        array = jnp.broadcast_to(array, (*lead, *self._engine.shape(side, arg.ref)))
-        axes = tuple(len(lead) + i for i, a in enumerate(arg.letters) if a < 0)
-        at = [indices[a] for a in arg.letters if a >= 0]
+        lead, shape = (len(array),) if batched else (), self._engine.shape(side, ref)
+        array = jnp.broadcast_to(array, (*lead, *shape))
+        alone = [i == constant(0) and n == 1 for i, n in zip(at, shape, strict=True)]
+        array = jnp.squeeze(array, [len(lead) + k for k, a in enumerate(alone) if a])
+        at = [i for i, a in zip(at, alone, strict=True) if not a]
         if batched:
             at.insert(0, self._engine.letters.identity(*self._engine.batches(side)))
-        return Factor(jnp.squeeze(array, axes), tuple(at))
+        return Factor(array, tuple(at))
 
     def scalar(self, side: int, ref: int) -> Any:
         """The value of a line of one number, the same for all inputs."""

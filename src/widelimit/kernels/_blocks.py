@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._jax import is_concrete, wide_vectors
+from .._jax import is_concrete, jit_for_cpu
 from .._progress import Progress
 from ._parts import Parts
 from ._plan import LEAST, UNDER_WAY, Cut, Memory, Plan, Sizes, memory, plan
@@ -46,8 +46,8 @@ class BlockKernel:
         self._tile, self._same, self._both = tile, same, both or self._one_by_one
         self._bytes: dict[Any, int] = {}
         self._parts: dict[Any, Parts] = {}
-        self._run_blocks = wide_vectors(self._blocks_now, static_argnums=(0, 1, 2))
-        self._run_pairs = wide_vectors(self._pairs_now, static_argnums=(0, 1))
+        self._run_blocks = jit_for_cpu(self._blocks_now, static_argnums=(0, 1, 2))
+        self._run_pairs = jit_for_cpu(self._pairs_now, static_argnums=(0, 1))
         self._run_own = jax.jit(self._own_now, static_argnums=(0, 1))
         self._run_same = jax.jit(self._same_now, static_argnums=(0, 1))
         self._run_all = jax.jit(self._all_now, static_argnums=0)

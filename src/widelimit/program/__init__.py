@@ -51,6 +51,8 @@ from ._program import operands as operands
 from ._program import type_of as type_of
 from ._ratios import check_ratios as check_ratios
 from ._ratios import width_names as width_names
+from ._read import maps_of as maps_of
+from ._read import read_at as read_at
 from ._regression import regress as regress
 from ._rewrite import renumber as renumber
 from ._run import spread as spread

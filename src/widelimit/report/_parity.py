@@ -142,7 +142,7 @@ def _map(line: Map, arguments: Sequence[Parity]) -> Parity:
             return EVEN if np.any(value.value) else ZERO
         case Elementwise(fn):
             return of_function(fn, arguments)
-        case Primitive("gather" | "pad"):
+        case Primitive("gather" | "pad" | "read"):
             return arguments[0]
         case Primitive(name) if name in _LINEAR or name in _SUM:
             return _sum(arguments)

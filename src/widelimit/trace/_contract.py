@@ -27,6 +27,7 @@ from ..program import (
     VecIn,
     ancestors,
     compose,
+    read_at,
 )
 from ._elementwise import pending, scaled
 from ._fixed import refuse_labels
@@ -265,48 +266,14 @@ def spread_to(
     """A leaf read at maps over the letters of `out`."""
     if isinstance(leaf, Known):
         value = np.broadcast_to(leaf.value, shape)
-        return Known(_read(value, maps, len(out)))
+        return Known(read_at(value, maps, len(out)))
     if isinstance(leaf, Data):
         ref = tr.emit.data(leaf, shape, tr.where)
-        read = tr.emit.call(lambda a: _read(a, maps, len(out)), [ref], tr.where)
+        read = tr.emit.call(lambda a: read_at(a, maps, len(out)), [ref], tr.where)
         kind = tr.emit.types[read]
         assert isinstance(kind, Tensor)
         return Data(read, kind.shape)
     return view(tr, tr.emit.linear(leaf, shape, tr.where), maps, out)
-
-
-def _read(array: Any, maps: Sequence[AxisMap], ndim: int) -> Any:
-    """An array read at maps, left at size one along letters that it does not follow."""
-    letters = [a for m in maps for a in m.letters]
-    if len(set(letters)) < len(letters):
-        return _read_jointly(array, maps, ndim)
-    xp: Any = np if isinstance(array, np.ndarray) else jnp
-    done: list[int] = []
-    for m in maps:
-        axis, size = len(done), array.shape[len(done)]
-        whole = m.table.ndim == 1 and np.array_equal(m.table, np.arange(size))
-        if not whole:
-            array = xp.take(array, np.maximum(m.table, 0), axis=axis)
-        if not m.is_inside:
-            mask = (m.table >= 0).reshape(
-                m.table.shape + (1,) * (array.ndim - axis - m.table.ndim)
-            )
-            array = xp.where(mask, array, xp.zeros((), array.dtype))
-        done += m.letters
-    array = xp.transpose(array, np.argsort(done))
-    shape = iter(array.shape)
-    return xp.reshape(array, [next(shape) if a in done else 1 for a in range(ndim)])
-
-
-def _read_jointly(array: Any, maps: Sequence[AxisMap], ndim: int) -> Any:
-    tables, inside = [], np.ones((1,) * ndim, bool)
-    for m in maps:
-        table = m.spread(range(ndim))
-        inside = inside & (table >= 0)
-        tables.append(np.maximum(table, 0))
-    xp: Any = np if isinstance(array, np.ndarray) else jnp
-    taken = array[tuple(tables)] if tables else xp.reshape(array, (1,) * ndim)
-    return taken if inside.all() else xp.where(inside, taken, xp.zeros((), taken.dtype))
 
 
 def data_times(
