@@ -132,7 +132,7 @@ def memory_mb(host: str, device: str) -> float:
 
 def machine() -> None:
     """Prints its name, GFlop/s of products and of multiply-adds, GB/s of memory."""
-    from widelimit._jax import wide_vectors
+    from widelimit._jax import jit_for_cpu
 
     def seconds(f: Callable[[Any], Any], x: Any) -> float:
         """The least time of some calls, each on the result of the one before."""
@@ -157,7 +157,7 @@ def machine() -> None:
 
         return jax.lax.fori_loop(0, steps, step, x)
 
-    fused = wide_vectors(multiply_add, donate_argnums=0)
+    fused = jit_for_cpu(multiply_add, donate_argnums=0)
     added = jax.jit(lambda x: x + 1, donate_argnums=0)
     found = {
         "machine": named(jax.devices()[0]),

@@ -14,6 +14,7 @@ References:
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import _jax
+from ._filters import by_products
 
 _CALLS = ("jit", "pjit", "closed_call")
 
@@ -111,7 +113,8 @@ class Backward:
         traced, _ = _jax.trace(
             gradient, *args, _struct(self.output), x64=_jax.x64_enabled()
         )
-        self._graph = _jax.inlined(traced, _CALLS)
+        rows = math.prod(self.output.shape)
+        self._graph = by_products(_jax.inlined(traced, _CALLS), rows)
         self._maker = {v: e for e in self._graph.equations for v in e.outputs}
         self._moving = self._reached({self._graph.inputs[-1]})
         self.results = dict(zip(sorted(variables), self._graph.outputs, strict=True))
@@ -131,6 +134,7 @@ class Backward:
         factored: Mapping[str, Factors],
         cotangents: Callable[[Any, Any], Any],
         indices: tuple[Any, Any],
+        multiplied: Mapping[str, Factors] = MappingProxyType({}),
     ) -> dict[str, tuple[Any, ...]]:
         """Gradients of many outputs.
 
@@ -139,6 +143,8 @@ class Backward:
             factored: the variables whose gradients are given as factors.
             cotangents: the output gradient of a pair of indices.
             indices: all first and all second indices.
+            multiplied: variables whose gradients are given in the order in which their
+                factors make them, that of their layout.
 
         Returns:
             By name of the variable one array (*indices, size), or two factors
@@ -153,9 +159,13 @@ class Backward:
         }
 
         def one(i: Any, j: Any) -> tuple[dict[Any, Any], dict[Any, Any]]:
-            read = self._run([*leaves, cotangents(i, j)], factored)
+            read = self._run([*leaves, cotangents(i, j)], {**factored, **multiplied})
             moving, fixed = {}, {}
             for name, result in self.results.items():
+                if name in multiplied:
+                    u, v = (_factor(multiplied[name], side, read) for side in (0, 1))
+                    moving[name, 0] = jnp.ravel(u.T @ v)
+                    continue
                 if name not in factored:
                     moving[name, 0] = jnp.ravel(read(result))
                     continue

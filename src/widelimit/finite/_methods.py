@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,16 +67,7 @@ Method = Callable[[Problem], jax.Array]
 
 def jacobian_contraction(problem: Problem) -> jax.Array:
     """Rows of both Jacobians, contracted."""
-
-    def compare(rows1: Variables, rows2: Variables) -> jax.Array:
-        parts = [
-            jnp.einsum("kz,lz->kl", _rows(rows1[name]), _rows(rows2[name]))
-            for name in problem.variables
-        ]
-        return functools.reduce(jnp.add, parts)
-
-    jacobians = problem.both(problem.jacobian)
-    return problem.pairing.kernel(_over_diagonal(compare), *jacobians)
+    return _contraction(problem, lambda *_: False)
 
 
 def ntk_vector_products(problem: Problem) -> jax.Array:
@@ -109,19 +100,7 @@ def structured_derivatives(problem: Problem) -> jax.Array:
     filters of convolutions), and by matrices inside of loops, rows are held as they
     are, as by `jacobian_contraction`.
     """
-    back1, back2 = problem.both(lambda inputs: _backward(problem, inputs))
-    factors1, factors2 = _worth(problem, back1, back2)
-    rows1 = _factored_rows(problem, problem.first, back1, factors1)
-    rows2 = rows1
-    if problem.second is not problem.first:
-        rows2 = _factored_rows(problem, problem.second, back2, factors2)
-
-    def of_diagonal(rows1: Any, rows2: Any) -> jax.Array:
-        a, b = (jax.tree.map(lambda r: r[None], rows) for rows in (rows1, rows2))
-        parts = [contract(a[name], b[name])[0, :, 0] for name in problem.variables]
-        return functools.reduce(jnp.add, parts)
-
-    return problem.pairing.kernel(_over_diagonal(of_diagonal), rows1, rows2)
+    return _contraction(problem, pays)
 
 
 METHODS: tuple[Method, ...] = (
@@ -166,11 +145,6 @@ def _work(method: Method, problem: Problem) -> int:
     return cost(traced).work
 
 
-def _rows(rows: Any) -> jax.Array:
-    """Gradients (kept, traced, *variable) as a matrix, a row for every kept entry."""
-    return rows.reshape(rows.shape[0], math.prod(rows.shape[1:]))
-
-
 def _over_diagonal(compare: Callable[[Any, Any], jax.Array]) -> Callable[..., Any]:
     """`compare` for every diagonal entry.
 
@@ -193,20 +167,43 @@ def _backward(problem: Problem, inputs: Inputs) -> Backward:
     return Backward(run, _structs(problem.variables), (), inputs.unit)
 
 
-def _worth(
-    problem: Problem, back1: Backward, back2: Backward
-) -> tuple[dict[str, Factors], dict[str, Factors]]:
-    """The gradients of either side that are held as factors."""
-    one, two = {}, {}
+def _contraction(problem: Problem, held: Callable[..., bool]) -> jax.Array:
+    """Rows of both Jacobians, contracted.
+
+    Args:
+        problem: the kernel.
+        held: of the factors of two gradients and the size of the variable, whether they
+            are held as factors.
+    """
+    backs = problem.both(lambda inputs: _backward(problem, inputs))
+    sides: tuple[_Gradients, _Gradients] = _Gradients({}, {}), _Gradients({}, {})
     for name, value in problem.variables.items():
-        a, b = back1.factors(name), back2.factors(name)
-        if a is not None and b is not None and pays(a, b, value.size):
-            one[name], two[name] = a, b
-    return one, two
+        a, b = (back.factors(name) for back in backs)
+        if a is not None and b is not None and a.layout == b.layout:
+            one = held(a, b, value.size)
+            for side, factors in zip(sides, (a, b), strict=True):
+                (side.factored if one else side.multiplied)[name] = factors
+    rows1 = rows2 = _rows(problem, problem.first, backs[0], sides[0])
+    if problem.second is not problem.first:
+        rows2 = _rows(problem, problem.second, backs[1], sides[1])
+
+    def of_diagonal(rows1: Any, rows2: Any) -> jax.Array:
+        a, b = (jax.tree.map(lambda r: r[None], rows) for rows in (rows1, rows2))
+        parts = [contract(a[name], b[name])[0, :, 0] for name in problem.variables]
+        return functools.reduce(jnp.add, parts)
+
+    return problem.pairing.kernel(_over_diagonal(of_diagonal), rows1, rows2)
 
 
-def _factored_rows(
-    problem: Problem, inputs: Inputs, back: Backward, factors: dict[str, Factors]
+class _Gradients(NamedTuple):
+    """The factors of gradients that are held, and of those that are multiplied."""
+
+    factored: dict[str, Factors]
+    multiplied: dict[str, Factors]
+
+
+def _rows(
+    problem: Problem, inputs: Inputs, back: Backward, gradients: _Gradients
 ) -> Any:
     """Gradients by variable, (units, diagonal, kept, traced, ..): `Backward.rows`."""
     diagonal, kept, traced = (jnp.arange(n) for n in back.output.shape)
@@ -218,7 +215,10 @@ def _factored_rows(
                 return zero.at[d, k, t].set(1)
 
             args = (problem.variables, (), unit)
-            return back.rows(args, factors, cotangent, (kept, traced))
+            return back.rows(
+                args, gradients.factored, cotangent, (kept, traced),
+                gradients.multiplied,
+            )  # fmt: skip
 
         return jax.vmap(of_diagonal)(diagonal)
 
