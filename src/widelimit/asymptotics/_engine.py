@@ -21,6 +21,7 @@ over them.
 
 import contextlib
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -73,6 +74,9 @@ from ._route import Route
 from ._tensors import Tensors
 
 ZERO: Sum = ()
+
+# A sum of so many inputs is multiplied out wherever it is asked for.
+_FEW = 8
 
 # Every formula beside samples is some operations on as many numbers as there are
 # samples, to be compiled: a second for twenty.
@@ -176,6 +180,7 @@ class Engine:
         """Lines, by side, that are no sum of products of others."""
         self._asked = 0
         self.answers = Answers()
+        self._input_counts: dict[tuple[int, int], float] = {}
         self.tensors = Tensors(self)
         parities, programs = Parities(), [s.program for s in self.sides]
         self._parities = [parities.of(p) for p in programs]
@@ -363,6 +368,22 @@ class Engine:
         near = self._by_distance(u, v, self.second_given)
         return self._memo("second", u, v, self._second_now) if near is None else near
 
+    def _is_coefficient(self, u: View, v: View) -> bool:
+        """Whether a sum of few inputs stands beside one: E u v is its coefficient."""
+        return isinstance(self.line(v), VecIn) and self._inputs_in(u) <= _FEW
+
+    def _inputs_in(self, u: View) -> float:
+        """How many inputs a sum of sums of inputs is made of; infinity for others."""
+        key = u.side, u.ref
+        if key not in self._input_counts:
+            line = self.line(u)
+            count = 1.0 if isinstance(line, VecIn) else math.inf
+            if isinstance(line, LinComb):
+                read = [View(u.side, t.x, ()) for t in line.terms if t.x is not None]
+                count = sum(map(self._inputs_in, read))
+            self._input_counts[key] = count
+        return self._input_counts[key]
+
     def _by_distance(
         self, u: View, v: View, square: Callable[[View, View], Sum]
     ) -> Sum | None:
@@ -383,7 +404,9 @@ class Engine:
             return ZERO
         for x, y in ((u, v), (v, u)):
             line = self.line(x)
-            if isinstance(line, LinComb) and self._lazy(line):
+            if isinstance(line, LinComb) and (
+                self._lazy(line) or self._is_coefficient(x, y)
+            ):
                 return self._expand(x, line, lambda z, y=y: self.cov(z, y), None)
         if (near := self._by_distance(u, v, self.cov)) is not None:
             return near
