@@ -267,3 +267,30 @@ def test_positions_that_interact_are_no_batch() -> None:
 
     params = {"U": wl.normal((3, n)), "v": wl.normal((n, 1))}
     assert not is_coupled(f, SEQUENCE, params)
+
+
+# ------------------------------------------------------------------ places and numbers
+SCALES = {
+    "a count": lambda x: 1.0 + jnp.arange(len(x)),
+    "numbers in a row": lambda x: jnp.linspace(1.0, 2.0, len(x)),
+    "an array for a batch": lambda x: np.array([0.5, 2.0, 3.0])[: len(x)],
+    "how many there are": lambda x: jnp.full(len(x), len(x)),
+}
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_the_kernel_of_inputs_that_are_scaled_by_their_place(name: str) -> None:
+    """A network that is linear in a scale has the kernel of one without, times both."""
+    scale = SCALES[name]
+
+    def f(p: Any, x: Any) -> Any:
+        return readout(p, hidden(p, x * scale(x)[:, None]))
+
+    params = {"U": PARAMS["U"], "v": PARAMS["v"]}
+    plain = wl.limit(lambda p, x: readout(p, hidden(p, x)), params)
+    net = wl.limit(f, params)
+    assert net.coupled(FLAT)
+    s = np.asarray(scale(FLAT))
+    both = s[:, None] * s
+    np.testing.assert_allclose(net.nngp(FLAT), both * plain.nngp(FLAT), rtol=1e-12)
+    np.testing.assert_allclose(net.ntk(FLAT), both * plain.ntk(FLAT), rtol=1e-12)

@@ -1,8 +1,9 @@
 """Whether inputs of a batch interact, found by running the network, not declared."""
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,42 +11,62 @@ import numpy as np
 
 from ._errors import InputError
 from ._jax import Graph, is_concrete
-from ._rows import rows_are_apart
 from ._small import in_precision, small_network, small_scales, small_widths
-from .trace import trace_at
+from .trace import axes_apart, trace_at
+
+# Of networks in single precision, whose parameters are of order one.
+_ROUNDED = 1e-4
 
 
-def two_inputs(f: Callable[..., Any], params: Any, x: Any) -> Graph | None:
-    """The network as JAX traces it at two inputs; None if it fails.
+class Traces(NamedTuple):
+    """A network as JAX traces it at two inputs and at one; None where that fails."""
 
-    The compiler then meets the same failure, and says where it is.
+    two: Graph | None
+    one: Graph | None
+
+
+def traces(f: Callable[..., Any], params: Any, x: Any) -> Traces:
+    """The network at two inputs, and at one.
+
+    Where one fails the compiler meets the same failure, and says where it is.
     """
-    return _traced(f, params, x, rows=2)
+    two, one = (_traced(f, params, x, rows) for rows in (2, 1))
+    return Traces(two, one)
 
 
-def coupled(f: Callable[..., Any], params: Any, x: Any, graph: Graph | None) -> bool:
-    """Whether changing one input of a batch changes the output of another.
+def coupled(f: Callable[..., Any], params: Any, x: Any, found: Traces) -> bool:
+    """Whether an output of a batch depends on more than its own input.
+
+    That is another input, their number, or the place of its own.
 
     Args:
         f: the network.
         params: its declarations.
         x: inputs; when they are traced, others of their shape are used.
-        graph: that of `two_inputs`.
+        found: its `traces`.
 
     Raises:
         InputError: it cannot be found out, as the network runs at no small width.
     """
-    if graph is not None and rows_are_apart(graph, len(jax.tree.leaves(x))):
-        return False
+    two, one = found
+    if two is not None and one is not None:
+        axes = axes_apart(two, one, 2, fresh=True)
+        if axes is not None and set(axes) <= {0, None}:
+            return False
+    elif two is not None:
+        return True
+    # Draws of its own differ from place to place, and are no interaction.
+    placed = two is not None and not _draw_sizes(two)
     inputs, problem = _three_inputs(x), None
     for width, dtype in itertools.product(small_scales(params), _dtypes(x)):
         try:
             # Now, even where the caller is being traced: only structure is asked.
             with jax.ensure_compile_time_eval():
-                return _depends(f, params, small_widths(params, width), inputs, dtype)
+                small = small_widths(params, width)
+                return _depends(f, params, small, inputs, dtype, placed)
         except (TypeError, ValueError, ArithmeticError, LookupError) as error:
             problem = problem or error
-    if graph is None:
+    if two is None:
         return False
     raise InputError(
         "Whether the inputs of a batch interact is found out by running the network at "
@@ -60,20 +81,34 @@ def _depends(
     widths: Mapping[str, int],
     inputs: tuple[Any, Any, Any],
     dtype: Any,
+    placed: bool,
 ) -> bool:
-    """Whether the first output reads a later input, or the second an earlier one."""
+    """Whether the first output reads a later input, or the second an earlier one.
+
+    If `placed`, also whether they read their places, or how many inputs there are.
+    """
     first, second, third = (
         jax.tree.map(lambda a: in_precision(a, dtype), x) for x in inputs
     )
     run, theta = small_network(f, params, widths, dtype)
-    before = [run(theta, _pair(first, y)) for y in (second, third)]
-    after = [run(theta, _pair(y, first)) for y in (second, third)]
+    before = [run(theta, _stack(first, y)) for y in (second, third)]
+    after = [run(theta, _stack(y, first)) for y in (second, third)]
     if not all(hasattr(y, "shape") and np.ndim(y) for y in (*before, *after)):
         return False
-    return not all(
+    if not all(
         np.array_equal(a[row], b[row], equal_nan=True)
         for row, (a, b) in enumerate((before, after))
-    )
+    ):
+        return True
+    if not placed:
+        return False
+    alone = run(theta, _stack(first))[0]
+    # Products of other numbers of rows are rounded in other ways.
+    close = functools.partial(
+        np.allclose, rtol=_ROUNDED, atol=_ROUNDED * np.abs(alone).max(initial=0),
+        equal_nan=True,
+    )  # fmt: skip
+    return not (close(before[0][0], alone) and close(after[0][1], alone))
 
 
 def _dtypes(x: Any) -> list[Any]:
@@ -129,28 +164,21 @@ def _another(row: np.ndarray) -> np.ndarray:
     return np.zeros_like(row) if row.any() else np.ones_like(row)
 
 
-def _pair(a: Any, b: Any) -> Any:
-    return jax.tree.map(lambda p, q: np.stack([p, q]), a, b)
+def _stack(*rows: Any) -> Any:
+    return jax.tree.map(lambda *a: np.stack(a), *rows)
 
 
-def fresh_draws(
-    f: Callable[..., Any], params: Any, x: Any, graph: Graph | None
-) -> tuple[bool, ...]:
+def fresh_draws(found: Traces) -> tuple[bool, ...]:
     """For every draw of random bits inside the network: is it fresh for each input?
 
     A draw whose size grows with the batch is; one that does not is shared.
 
     Args:
-        f: the network.
-        params: its declarations.
-        x: inputs, or their shapes.
-        graph: that of `two_inputs`.
+        found: the network's `traces`.
     """
-    two = () if graph is None else _draw_sizes(graph)
-    alone = _traced(f, params, x, rows=1) if two else None
-    if alone is None:
+    if found.two is None or found.one is None:
         return ()
-    one = _draw_sizes(alone)
+    two, one = _draw_sizes(found.two), _draw_sizes(found.one)
     if len(one) != len(two):
         raise InputError(
             "The number of random draws inside the network depends on the batch."

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._coupling import coupled, fresh_draws, two_inputs
+from ._coupling import Traces, coupled, fresh_draws, traces
 from ._derivatives import replaced_derivatives
 from ._errors import InputError, NoLimitError, ShapeMismatchError, UnsupportedError
-from ._jax import Graph, is_concrete
+from ._jax import is_concrete
 from .kernels import Gradient, Quantities
 from .program import (
     Ref,
@@ -66,7 +66,7 @@ class Networks:
         self._traced: dict[Any, Network] = {}
         self._limits: dict[Any, Network] = {}
         self._asked: dict[Any, Quantities] = {}
-        self._graphs: dict[Any, Graph | None] = {}
+        self._traces: dict[Any, Traces] = {}
         self._coupled: dict[Any, bool] = {}
         self._replaced: dict[Any, tuple[str, ...]] = {}
         self._expanded: dict[Any, tuple[Callable[..., Any], Any]] = {}
@@ -290,7 +290,7 @@ class Networks:
         one = x if batch else with_rows(x, 1)
         key = key_of(one)
         if key not in self._replaced:
-            graph = self._graph(x)
+            graph = self._traced_at(x).two
             self._replaced[key] = replaced_derivatives(*self.function(x), one, graph)
         if where := self._replaced[key]:
             raise UnsupportedError(
@@ -327,19 +327,19 @@ class Networks:
         """Whether inputs of a batch interact."""
         key = key_of(with_rows(struct_of(x), 1))
         if key not in self._coupled:
-            self._coupled[key] = coupled(*self.function(x), x, self._graph(x))
+            self._coupled[key] = coupled(*self.function(x), x, self._traced_at(x))
         return self._coupled[key]
 
-    def _graph(self, x: Any) -> Graph | None:
-        """The network at two inputs of a shape, traced once."""
+    def _traced_at(self, x: Any) -> Traces:
+        """The network at two inputs of a shape and at one, traced once."""
         struct = struct_of(x)
         key = key_of(with_rows(struct, 1))
-        if key not in self._graphs:
-            self._graphs[key] = two_inputs(*self.function(x), struct)
-        return self._graphs[key]
+        if key not in self._traces:
+            self._traces[key] = traces(*self.function(x), struct)
+        return self._traces[key]
 
     def _fresh_draws(self, x: Any) -> tuple[bool, ...]:
-        return fresh_draws(*self.function(x), x, self._graph(x))
+        return fresh_draws(self._traced_at(x))
 
     def is_one_batch(self, x: Any) -> bool:
         """Whether running inputs one by one would be another function."""

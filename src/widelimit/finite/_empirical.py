@@ -104,8 +104,8 @@ def empirical_ntk_fn(
             network without batch normalisation or dropout. With the wrong axes the
             kernel is another one. None: inputs along axis 0 are differentiated apart
             where it is seen, by tracing the network for several inputs and for one,
-            that they do not interact (products, convolutions, nonlinearities, pooling;
-            no loops); else the whole batch is.
+            that they do not interact (products, convolutions, nonlinearities, pooling,
+            loops over positions); else the whole batch is.
         implementation: the method, see `NtkImplementation`.
         _j_rules: accepted for callers of Neural Tangents, without effect.
         _s_rules: the same.

@@ -1,5 +1,6 @@
 """From an ordinary JAX function to a tensor program."""
 
+from ._apart import axes_apart as axes_apart
 from ._compile import Network as Network
 from ._compile import Traced as Traced
 from ._compile import compile_network as compile_network

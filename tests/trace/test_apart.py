@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from widelimit import _jax
-from widelimit._coupling import coupled, two_inputs
+from widelimit._coupling import Traces, coupled, traces
 from widelimit._networks import struct_of
-from widelimit._rows import rows_are_apart
+from widelimit.trace import axes_apart
 
 RNG = np.random.default_rng(0)
 PLAIN = (
@@ -25,16 +25,31 @@ PLAIN = (
 
 
 def seen_apart(f: Any, *x: np.ndarray) -> bool:
-    graph, _ = _jax.trace(f, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in x))
-    return rows_are_apart(graph, len(x))
+    def traced(rows: int) -> _jax.Graph:
+        given = (jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype) for a in x)
+        return _jax.trace(f, *given)[0]
+
+    try:
+        one = traced(1)
+    except (TypeError, ValueError):  # what is made for one number of rows
+        return False
+    axes = axes_apart(traced(ROWS), one, ROWS)
+    return axes is not None and set(axes) <= {0, None}
 
 
 def interact(f: Any, x: np.ndarray) -> bool:
-    """Whether a row of the output changes with another one of the inputs."""
+    """Whether a row of the output changes with more than its own input."""
     f = jax.jit(f)
     before = np.asarray(f(x))
     if before.shape[:1] != x.shape[:1]:
         return True
+    for i in range(len(x)):
+        try:
+            alone = np.asarray(f(x[i : i + 1]))[0]
+        except (TypeError, ValueError):  # made for one number of rows
+            return True
+        if alone.shape != before.shape[1:] or not np.allclose(before[i], alone):
+            return True
     for i in range(len(x)):
         changed = x.copy()
         changed[i] = 1.5 * changed[i] + 0.3
@@ -148,7 +163,7 @@ def test_every_move_by_itself(name) -> None:
     "f",
     [
         lambda x: jnp.sin(x).sum((1, 2)),
-        lambda x: jax.nn.softmax(x.reshape(ROWS, -1), -1),
+        lambda x: jax.nn.softmax(x.reshape(len(x), -1), -1),
         lambda x: jnp.swapaxes(jnp.swapaxes(x, 0, 1) * 2.0, 0, 1),
         lambda x: jnp.einsum("bij,bkj->bik", x, x),
         lambda x: jnp.concatenate([x, x[:, ::-1]], 1) @ np.ones((ROWS, 4)),
@@ -158,6 +173,10 @@ def test_every_move_by_itself(name) -> None:
         lambda x: jax.jit(jnp.tanh)(x),
         lambda x: jnp.take(LOOKUP, label(x), axis=1).T,
         lambda x: jnp.asarray(LOOKUP.T)[label(x)],
+        lambda x: x[:, :, np.array([2, 0])] * jnp.arange(2.0),
+        lambda x: (
+            jnp.where(x > 0, x, jnp.zeros(x.shape)) + jnp.ones(len(x))[:, None, None]
+        ),
     ],
 )
 def test_what_is_seen(f) -> None:
@@ -180,6 +199,12 @@ def test_what_is_seen(f) -> None:
         lambda x: jnp.swapaxes(x, 0, 2).reshape(ROWS, -1),
         lambda x: jnp.take(LOOKUP, label(x), axis=1),
         lambda x: jax.lax.scan(lambda t, _: (t - t.mean(0), t), x, None, 2)[0],
+        lambda x: jax.lax.while_loop(lambda t: t.max() < 9, lambda t: 2 * t, x**2),
+        lambda x: x * jnp.arange(len(x))[:, None, None],
+        lambda x: x + jnp.linspace(0, 1, len(x))[:, None, None],
+        lambda x: x * np.eye(len(x)).cumsum(0).sum(1)[:, None, None],
+        lambda x: x / len(x),
+        lambda x: jnp.tanh(x * jnp.ones((len(x), 1)).sum()),
     ],
 )
 def test_what_interacts(f) -> None:
@@ -189,21 +214,25 @@ def test_what_interacts(f) -> None:
 
 
 # -------------------------------------------------------------------------- networks
+def is_seen_apart(found: Traces) -> bool:
+    if found.two is None or found.one is None:
+        return False
+    axes = axes_apart(found.two, found.one, 2, fresh=True)
+    return axes is not None and set(axes) <= {0, None}
+
+
 @pytest.mark.parametrize("name", PLAIN)
 def test_plain_networks_are_seen_apart(name) -> None:
     net = TABLE[name]
-    graph = two_inputs(net.f, net.params, struct_of(net.x))
-    assert graph is not None
-    assert rows_are_apart(graph, 1)
+    assert is_seen_apart(traces(net.f, net.params, struct_of(net.x)))
 
 
 @pytest.mark.slow
 def test_no_network_of_the_table_interacts_that_is_seen_apart() -> None:
     seen = []
     for name, net in TABLE.items():
-        graph = two_inputs(net.f, net.params, struct_of(net.x))
-        if graph is not None and rows_are_apart(graph, 1):
+        if is_seen_apart(traces(net.f, net.params, struct_of(net.x))):
             # By running it, as no graph is given.
-            assert not coupled(net.f, net.params, net.x, None), name
+            assert not coupled(net.f, net.params, net.x, Traces(None, None)), name
             seen.append(name)
     assert len(seen) > 0.6 * len(TABLE)
