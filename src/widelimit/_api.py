@@ -19,7 +19,7 @@ from ._errors import (
     ShapeMismatchError,
     UnsupportedError,
 )
-from ._jax import any_rank, enable_x64, is_concrete
+from ._jax import any_rank, enable_x64, is_concrete, small_as_numpy
 from ._kernel import check_names, returned, wanted
 from ._networks import (
     Networks,
@@ -1014,7 +1014,7 @@ def _checked_numbers(found: dict[str, Any]) -> dict[str, Any]:
     """Kernels none of which is NaN, as far as they are not traced."""
     for name, k in found.items():
         # The least of numbers is NaN where one of them is.
-        if is_concrete(k) and bool(jnp.isnan(jnp.min(k))):
+        if is_concrete(k) and k.size and bool(np.isnan(small_as_numpy(k).min())):
             at = tuple(int(i) for i in np.argwhere(np.isnan(np.asarray(k)))[0])
             raise NoLimitError(
                 f"The kernel `{name}` is NaN at {at}: an expectation in it does not "
@@ -1049,7 +1049,7 @@ def _has_finite_sum(a: Any) -> bool:
     """
     # The data of a user are concrete even inside of somebody's trace.
     with np.errstate(over="ignore", invalid="ignore"), jax.ensure_compile_time_eval():
-        return bool(np.isfinite(a.sum()))
+        return bool(np.isfinite(small_as_numpy(a).sum()))
 
 
 def _shapes(x: Any) -> str:

@@ -178,6 +178,22 @@ def is_concrete(x: Any) -> bool:
     return not isinstance(x, jax.core.Tracer)
 
 
+_SMALL = 2**18
+
+
+def small_as_numpy(a: Any) -> Any:
+    """A concrete array as one of NumPy, if it is small and on the host.
+
+    There nothing is copied, and what is asked of it needs no program of its own; large
+    arrays are worth one.
+    """
+    if isinstance(a, np.ndarray) or a.size > _SMALL:
+        return a
+    plain = not jax.numpy.issubdtype(a.dtype, jax.dtypes.extended)
+    on_host = plain and all(d.platform == "cpu" for d in a.devices())
+    return np.asarray(a) if on_host else a
+
+
 def _graph(jaxpr: Any, sources: bool = True) -> Graph:
     consts = tuple(getattr(jaxpr, "consts", ()))
     inner = getattr(jaxpr, "jaxpr", jaxpr)

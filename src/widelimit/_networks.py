@@ -14,6 +14,7 @@ from ._coupling import Traces, coupled, fresh_draws, traces
 from ._derivatives import replaced_derivatives
 from ._errors import InputError, NoLimitError, ShapeMismatchError, UnsupportedError
 from ._jax import is_concrete
+from ._memory import without_collection
 from .kernels import Gradient, Quantities
 from .program import (
     Ref,
@@ -111,6 +112,7 @@ class Networks:
             self._traced[key] = network
         return self._traced[key]
 
+    @without_collection()
     def limit(self, x: Any, batch: bool = False) -> Network:
         """The same without transposes: a program with the same limit."""
         key = (key_of(x if batch else with_rows(x, 1)), batch)
@@ -123,6 +125,7 @@ class Networks:
             self._limits[key] = network.moved(step.program, step.place)
         return self._limits[key]
 
+    @without_collection()
     def asked(self, x: Any, batch: bool, what: frozenset[str]) -> Quantities:
         """The lines of quantities of the network.
 
@@ -323,6 +326,7 @@ class Networks:
             )
         return found
 
+    @without_collection()
     def is_coupled(self, x: Any) -> bool:
         """Whether inputs of a batch interact."""
         key = key_of(with_rows(struct_of(x), 1))

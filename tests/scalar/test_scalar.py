@@ -189,3 +189,18 @@ def test_a_partial_derivative():
         found = scalar.evaluate(scalar.differentiate(expr, i), at)
         wanted = jax.grad(lambda u, v: jnp.arctan2(u, v) + u**v / v, i)(*at)
         assert float(found) == pytest.approx(float(wanted), rel=1e-13)
+
+
+@pytest.mark.parametrize("op", sorted(OPS))
+def test_numbers_have_the_values_of_arrays(op):
+    """Also those of NumPy alone, and where there is none."""
+    grid = np.array([-np.inf, -2.5, -1.0, -0.0, 0.0, 0.5, 1.0, 3.0, np.inf, np.nan])
+    count = OPS[op][0]
+    args = np.meshgrid(*[grid] * count, indexing="ij")
+    e = Call(op, tuple(map(Arg, range(count))))
+    found = scalar.evaluate_now(e, args)
+    assert found.dtype == np.float64
+    wanted = scalar.evaluate(e, [jnp.asarray(a) for a in args])
+    np.testing.assert_allclose(found, wanted, rtol=1e-14, atol=1e-15)
+    jitted = jax.jit(lambda x: x + scalar.evaluate_now(e, args)[(3,) * count])(0.0)
+    np.testing.assert_allclose(jitted, wanted[(3,) * count], rtol=1e-14, atol=1e-15)

@@ -2,8 +2,6 @@
 
 import math
 
-import jax
-
 from .. import scalar
 from ..program import LinComb, Nonlin, TensorProgram
 
@@ -18,8 +16,7 @@ def has_pole_at_zero(program: TensorProgram) -> bool:
     for ref, line in enumerate(program.lines):
         if isinstance(line, Nonlin):
             args = [values[x] for x in line.xs] + [1.0] * len(line.tensors)
-            with jax.ensure_compile_time_eval():
-                values[ref] = float(scalar.evaluate(line.fn, args))
+            values[ref] = float(scalar.evaluate_now(line.fn, args))
             if not math.isfinite(values[ref]):
                 return True
         elif isinstance(line, LinComb):

@@ -14,11 +14,9 @@ References:
 import functools
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 from jax import Array
 
-from ..scalar import Const, Expr, arity, evaluate
+from ..scalar import Const, Expr, arity, evaluate, evaluate_now
 from . import _arc_cosine, _dual
 from ._affine import Addend, addends
 from ._dual import Function
@@ -167,8 +165,7 @@ def _levels(f: Function) -> tuple[float, float] | None:
     sides = _arc_cosine.values(f.form)
     if sides is None or f.expr is None:
         return sides
-    with jax.ensure_compile_time_eval():
-        middle = float(evaluate(f.expr, [jnp.zeros(())]))
+    middle = float(evaluate_now(f.expr, [0.0]))
     return sides if middle == sum(sides) / 2 else None
 
 

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
-from ..scalar import Expr, evaluate
+from ..scalar import Expr, evaluate, evaluate_now
 from . import _form
 from ._form import Atom, Form
-from ._joint import Value, add, determinant, is_zero, mul, ratio
+from ._joint import Value, add, determinant, is_zero, mul, ratio, safe_sqrt
 from ._pairs import Leaves, pair
 from ._stack import Stack, alike
 
@@ -38,7 +38,40 @@ class Function:
 
 def mean(f: Function, m: Value, a: Value) -> Value:
     """E f(z) for z ~ N(m, a); a Python 0.0 is a structural zero."""
+    powers = _by_powers(f) if is_zero(m) and not is_zero(a) else None
+    if powers is not None:
+        total = jnp.zeros_like(a)
+        for k, c in enumerate(powers):
+            power = mul(*[a] * (k // 2), *[safe_sqrt(a)] * (k % 2))
+            total = total + c * power if c else total
+        return total
     return dual(f, Function(_ONE), m, a, 0.0, 0.0, 0.0)
+
+
+# What a gate is right and left of zero, and at zero.
+_SIDES = {"none": (1, 1, 1.0), "step": (1, 0, 0.5), "sign": (1, -1, 0.0)}
+
+
+@functools.lru_cache(maxsize=4096)
+def _by_powers(f: Function) -> tuple[float, ...] | None:
+    """The c of E f(z) = sum_k c_k a^(k/2), z ~ N(0, a); None where it is no such sum.
+
+    It is one for polynomials on either side of zero.
+    """
+    found, middle = [0.0] * max((len(x.poly) for x in f.form), default=0), 0.0
+    for x in f.form:
+        plain = not (x.alpha or x.beta or x.omega or x.t)
+        if not plain or x.gate not in _SIDES or any(complex(c).imag for c in x.poly):
+            return None
+        right, left, at_zero = _SIDES[x.gate]
+        middle += complex(x.poly[0]).real * at_zero
+        for k, c in enumerate(x.poly):
+            half = 2 ** (k / 2 - 1) * math.gamma((k + 1) / 2) / math.sqrt(math.pi)
+            found[k] += complex(c).real * half * (right + left * (-1) ** k)
+    # Without variance a jump counts in the middle.
+    if f.expr is not None and float(evaluate_now(f.expr, [0.0])) != middle:
+        return None
+    return tuple(found)
 
 
 def known(f: Form, g: Form) -> bool:

@@ -211,7 +211,7 @@ class BlockKernel:
     ) -> Any:
         """What pairs need of the inputs of a tile, block by block."""
         one = parts.rows if rows else parts.cols
-        return lax.map(lambda x: one(shared, x), _cut(x, block))
+        return _mapped(lambda x: one(shared, x), _cut(x, block))
 
     def _pairs_now(
         self, parts: Parts, sizes: Sizes, shared: Any, rows: Any, cols: Any

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from .. import _jax
+from .._memory import without_collection
 
 # What a value depends on: arrays that all share, the rows, the columns, both.
 _SHARED, _ROWS, _COLS, _PAIRS = 0, 1, 2, 3
@@ -79,6 +80,7 @@ class Parts:
             in the place of either.
     """
 
+    @without_collection()
     def __init__(
         self, f: Function, shared: Any, x1: Any, x2: Any, differentiable: bool
     ) -> None:

@@ -14,6 +14,7 @@ from ._expr import Expr as Expr
 from ._expr import arity as arity
 from ._expr import call as call
 from ._expr import evaluate as evaluate
+from ._expr import evaluate_now as evaluate_now
 from ._expr import substitute as substitute
 from ._given import define as define
 from ._linear import linear_factor as linear_factor

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -66,6 +67,19 @@ def _integer_power(x: Any, y: Any) -> Any:
     return jnp.power(x, y)
 
 
+def _in_floats(f: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args: f(*args).astype(float)
+
+
+_COMPARISONS: dict[str, Callable[..., Any]] = {
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "eq": np.equal,
+    "ne": np.not_equal,
+}
+
 OPS: dict[str, tuple[int, Callable[..., Any]]] = {
     "add": (2, jnp.add),
     "sub": (2, jnp.subtract),
@@ -124,6 +138,28 @@ OPS: dict[str, tuple[int, Callable[..., Any]]] = {
 """Operation name -> (number of arguments, function on arrays)."""
 
 
+_NUMPY: dict[str, Callable[..., Any]] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "neg": np.negative,
+    "max": np.maximum,
+    "min": np.minimum,
+    "select": lambda c, no, yes: np.where(c != 0, yes, no),
+    **{op: _in_floats(f) for op, f in _COMPARISONS.items()},
+    "exp": np.exp,
+    "log": np.log,
+    "sqrt": np.sqrt,
+    "abs": np.abs,
+    "sign": np.sign,
+    "sin": np.sin,
+    "cos": np.cos,
+    "tanh": np.tanh,
+}
+"""The same on numbers, of what NumPy has: a program for each would be compiled."""
+
+
 def call(op: str, *args: Expr) -> Expr:
     """Apply `op`, folding constants and the identities that keep floats equal."""
     if all(isinstance(a, Const) for a in args):
@@ -150,10 +186,17 @@ def call(op: str, *args: Expr) -> Expr:
 
 @functools.lru_cache(maxsize=4096)
 def _fold(op: str, values: tuple[float, ...]) -> float:
+    return float(_now(op, [np.float64(v) for v in values]))
+
+
+def _now(op: str, args: Sequence[Any]) -> Any:
+    if op in _NUMPY:
+        with np.errstate(all="ignore"):
+            return _NUMPY[op](*args)
     from .._jax import enable_x64
 
     with jax.ensure_compile_time_eval(), enable_x64():
-        return float(OPS[op][1](*(jnp.asarray(v, "float64") for v in values)))
+        return np.asarray(OPS[op][1](*map(jnp.asarray, args)))
 
 
 def evaluate(expr: Expr, args: Sequence[Any]) -> Any:
@@ -161,6 +204,26 @@ def evaluate(expr: Expr, args: Sequence[Any]) -> Any:
 
     Equal subexpressions are computed once.
     """
+    result = _value(expr, args, lambda op, args: OPS[op][1](*args))
+    if isinstance(expr, Const) and args:
+        return jnp.full(
+            jnp.broadcast_shapes(*(jnp.shape(a) for a in args)),
+            result,
+            jnp.result_type(float, *args),
+        )
+    return result
+
+
+def evaluate_now(expr: Expr, args: Sequence[Any]) -> np.ndarray:
+    """The value at numbers, in double precision, even under a trace."""
+    numbers = [np.asarray(a, np.float64) for a in args]
+    shape = np.broadcast_shapes(*(a.shape for a in numbers))
+    return np.broadcast_to(_value(expr, numbers, _now), shape).astype(np.float64)
+
+
+def _value(
+    expr: Expr, args: Sequence[Any], apply: Callable[[str, list[Any]], Any]
+) -> Any:
     done: dict[Expr, Any] = {}
 
     def value(e: Expr) -> Any:
@@ -171,17 +234,10 @@ def evaluate(expr: Expr, args: Sequence[Any]) -> Any:
                 case Const(c):
                     done[e] = c
                 case Call(op, inner):
-                    done[e] = OPS[op][1](*(value(a) for a in inner))
+                    done[e] = apply(op, [value(a) for a in inner])
         return done[e]
 
-    result = value(expr)
-    if isinstance(expr, Const) and args:
-        return jnp.full(
-            jnp.broadcast_shapes(*(jnp.shape(a) for a in args)),
-            result,
-            jnp.result_type(float, *args),
-        )
-    return result
+    return value(expr)
 
 
 def substitute(expr: Expr, args: Sequence[Expr]) -> Expr:

@@ -92,17 +92,21 @@ def _finite(tr: Tracer, e: Equation, ins: Sequence[Value]) -> Value:
     out = e.outputs[0]
     shape = tuple(int(s) for s in out.shape)
     leaves = [v.leaf for v in ins]
+    floats = all(v.dtype.kind == "f" for v in ins) and np.dtype(out.dtype).kind == "f"
+    arguments = [Arg(i) for i in range(len(ins))]
     if all(isinstance(x, Known) for x in leaves):
         arrays = [x.value for x in leaves if isinstance(x, Known)]
-        (value,) = fold(
-            e, [_typed(a, v.dtype) for a, v in zip(arrays, ins, strict=True)]
-        )
+        if floats and out.dtype == np.float64 and e.name in scalar.PRIMITIVES:
+            fn = scalar.apply_primitive(e.name, e.params, arguments)
+            value = np.broadcast_to(scalar.evaluate_now(fn, arrays), shape)
+        else:
+            typed = [_typed(a, v.dtype) for a, v in zip(arrays, ins, strict=True)]
+            (value,) = fold(e, typed)
         return Value(
             out.shape, "fixed", (Known(value),), power=power, dtype=np.dtype(out.dtype)
         )
-    floats = all(v.dtype.kind == "f" for v in ins) and np.dtype(out.dtype).kind == "f"
     if floats:
-        fn = scalar.apply_primitive(e.name, e.params, [Arg(i) for i in range(len(ins))])
+        fn = scalar.apply_primitive(e.name, e.params, arguments)
         leaf = tr.emit.elementwise(fn, leaves, shape, tr.where)
     else:
         refs = tuple(
