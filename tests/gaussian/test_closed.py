@@ -1,5 +1,7 @@
 """Closed forms against quadrature, their derivatives against Price's theorem."""
 
+import functools
+
 import gaussian_quadrature as quadrature
 import jax
 import jax.numpy as jnp
@@ -425,3 +427,22 @@ def test_parallel_variables_whose_covariance_is_rounded(rounding):
     c, b = s * a * (1 + rounding), s * s * a * (1 - rounding)
     found = closed_dual(f, f, m, a, s * m, b, c)
     np.testing.assert_allclose(found, exact, rtol=0, atol=1e-13)
+
+
+def test_derivatives_of_what_parity_makes_zero():
+    """An odd function times an even one: a zero that has no axes, nor has its slope."""
+
+    def odd(x):
+        return jax.lax.erf(x) * jnp.exp(-(x**2))
+
+    f = from_callable(odd)
+    even = from_callable(lambda x: jnp.exp(-(x**2)))
+    a, c = jnp.asarray([0.7, 1.3]), jnp.asarray([0.3, 0.4])
+    values = (
+        lambda a, c: closed_mean(f, 0.0, a),
+        lambda a, c: closed_dual(f, even, 0.0, a, 0.0, a + 0.1, c),
+    )
+    for value in values:
+        total = functools.partial(lambda g, a, c: jnp.sum(g(a, c) + 0 * a), value)
+        slopes = jax.grad(total, (0, 1))(a, c)
+        np.testing.assert_array_equal(jnp.stack(slopes), 0)

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
@@ -124,7 +125,10 @@ def _differentiable(
         by_leaf = [0.0 if zero else next(moved) for zero in zeros]
         change: Any = 0.0
         for tangent, slope in zip(by_leaf, _slopes(f, g), strict=True):
-            if not isinstance(tangent, SymbolicZero | float):
+            if isinstance(tangent, SymbolicZero | float):
+                continue
+            # What the value does not have the axes of it does not depend on.
+            if np.broadcast_shapes(tangent.shape, out.shape) == out.shape:
                 change = add(change, mul(slope(leaves), tangent))
         if is_zero(change):
             return out, jnp.zeros_like(out)
