@@ -67,12 +67,18 @@ def _by_powers(f: Function) -> tuple[float, ...] | None:
         right, left, at_zero = _SIDES[x.gate]
         middle += complex(x.poly[0]).real * at_zero
         for k, c in enumerate(x.poly):
-            half = 2 ** (k / 2 - 1) * math.gamma((k + 1) / 2) / math.sqrt(math.pi)
-            found[k] += complex(c).real * half * (right + left * (-1) ** k)
+            found[k] += complex(c).real * _half_moment(k) * (right + left * (-1) ** k)
     # Without variance a jump counts in the middle.
     if f.expr is not None and float(evaluate_now(f.expr, [0.0])) != middle:
         return None
     return tuple(found)
+
+
+def _half_moment(k: int) -> float:
+    """E z^k step(z) for z ~ N(0, 1)."""
+    if k % 2:
+        return math.prod(range(2, k, 2)) / math.sqrt(2 * math.pi)
+    return math.prod(range(1, k, 2)) / 2
 
 
 def known(f: Form, g: Form) -> bool:
