@@ -128,7 +128,7 @@ def _differentiable(
         leaves = _restore(primals, zeros)
         out = value(*primals)
         moved = iter(tangents)
-        by_leaf = [0.0 if zero else next(moved) for zero in zeros]
+        by_leaf: list[Any] = [0.0 if zero else next(moved) for zero in zeros]
         change: Any = 0.0
         for tangent, slope in zip(by_leaf, _slopes(f, g), strict=True):
             if isinstance(tangent, SymbolicZero | float):

@@ -141,6 +141,7 @@ class Solver:
         self, ratios: Mapping[str, float], assignments: Sequence[Mapping[str, int]]
     ) -> None:
         self._names = tuple(ratios)
+        self._solutions: dict[tuple[Fraction, ...], list[Fraction] | None] = {}
         self._exact = [[Fraction(a[n]) for n in self._names] for a in assignments]
         # The common scale on the ray.
         self._scale = [
@@ -212,14 +213,16 @@ class Solver:
         return Scaled(float(total) / self._scale[0], Fraction(1)) if total else None
 
     def _linear(self, v: list[Fraction]) -> tuple[list[Fraction], Fraction] | None:
-        rows = [
-            [*row, Fraction(1), value]
-            for row, value in zip(self._exact, v, strict=True)
-        ]
-        solution = _solve(rows, len(self._names) + 1)
-        if solution is None:
-            return None
-        return solution[:-1], solution[-1]
+        # The same few sizes stand everywhere.
+        key = tuple(v)
+        if key not in self._solutions:
+            rows = [
+                [*row, Fraction(1), value]
+                for row, value in zip(self._exact, v, strict=True)
+            ]
+            self._solutions[key] = _solve(rows, len(self._names) + 1)
+        solution = self._solutions[key]
+        return (solution[:-1], solution[-1]) if solution else None
 
     def _shown(self) -> list[dict[str, int]]:
         return [
