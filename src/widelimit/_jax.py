@@ -189,9 +189,13 @@ def small_as_numpy(a: Any) -> Any:
     """
     if isinstance(a, np.ndarray) or a.size > _SMALL:
         return a
+    return np.asarray(a) if is_on_host(a) else a
+
+
+def is_on_host(a: Any) -> bool:
+    """Whether NumPy can read a concrete array of JAX where it is."""
     plain = not jax.numpy.issubdtype(a.dtype, jax.dtypes.extended)
-    on_host = plain and all(d.platform == "cpu" for d in a.devices())
-    return np.asarray(a) if on_host else a
+    return plain and all(d.platform == "cpu" for d in a.devices())
 
 
 def _graph(jaxpr: Any, sources: bool = True) -> Graph:

@@ -31,7 +31,7 @@ def by_products(graph: _jax.Graph, rows: int) -> _jax.Graph:
             return e
         structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in e.inputs]
         inner, _ = _jax.trace(
-            lambda lhs, rhs: _product(e.params, lhs, rhs), *structs,
+            lambda lhs, rhs: _product(e, lhs, rhs), *structs,
             x64=_jax.x64_enabled(),
         )  # fmt: skip
         return dataclasses.replace(e, name="jit", params={"jaxpr": inner}, raw={})
@@ -51,8 +51,9 @@ def _is_of_filters(e: _jax.Equation, rows: int) -> bool:
     return taps < places and patches <= rows * rhs.shape[numbers.rhs_spec[0]]
 
 
-def _product(p: dict[str, Any], lhs: Any, rhs: Any) -> Any:
+def _product(e: _jax.Equation, lhs: Any, rhs: Any) -> Any:
     """A convolution as a product of the patches that it reads."""
+    p, out_shape = e.params, e.outputs[0].shape
     numbers = p["dimension_numbers"]
     batch, feature, *space = numbers.lhs_spec
     rank = len(space)
@@ -62,16 +63,15 @@ def _product(p: dict[str, Any], lhs: Any, rhs: Any) -> Any:
     maps[feature] = AxisMap.identity(rank, lhs.shape[feature])
     maps[batch] = AxisMap.identity(2 * rank + 1, lhs.shape[batch])
     for i, a in enumerate(space):
-        own = numbers.rhs_spec[2 + i]
-        low, high = p["padding"][i]
-        dilation, base = p["rhs_dilation"][i], p["lhs_dilation"][i]
-        extent = (lhs.shape[a] - 1) * base + 1 + low + high
-        reach = (rhs.shape[own] - 1) * dilation + 1
-        stride = p["window_strides"][i]
         table = window(
-            (extent - reach) // stride + 1, rhs.shape[own], stride, dilation, low, base,
+            out_shape[numbers.out_spec[2 + i]],
+            rhs.shape[numbers.rhs_spec[2 + i]],
+            p["window_strides"][i],
+            p["rhs_dilation"][i],
+            p["padding"][i][0],
+            p["lhs_dilation"][i],
             lhs.shape[a],
-        )  # fmt: skip
+        )
         maps[a] = AxisMap((i, rank + 1 + i), table.T)
     patches = read_at(lhs, maps, 2 * rank + 2)
     out, into, *taps = numbers.rhs_spec

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from jax import Array
 
-from ..scalar import Const, Expr, arity, evaluate, evaluate_now
+from ..scalar import Const, Expr, arity, evaluate
 from . import _arc_cosine, _dual
 from ._affine import Addend, addends
 from ._dual import Function
@@ -163,10 +163,9 @@ def _beside_zero(f: Function, g: Function, law: _arc_cosine.Law) -> Value | None
 def _levels(f: Function) -> tuple[float, float] | None:
     """The values of a function that jumps at zero, and is in the middle there."""
     sides = _arc_cosine.values(f.form)
-    if sides is None or f.expr is None:
-        return sides
-    middle = float(evaluate_now(f.expr, [0.0]))
-    return sides if middle == sum(sides) / 2 else None
+    if sides is None:
+        return None
+    return sides if f.is_at_zero(sum(sides) / 2) else None
 
 
 def closed_name(f: Expr, g: Expr | None = None) -> str | None:

@@ -36,6 +36,10 @@ class Function:
     form: Form
     expr: Expr | None = None
 
+    def is_at_zero(self, value: float) -> bool:
+        """Whether it has this value at zero, if an expression settles it."""
+        return self.expr is None or float(evaluate_now(self.expr, [0.0])) == value
+
 
 def mean(f: Function, m: Value, a: Value) -> Value:
     """E f(z) for z ~ N(m, a); a Python 0.0 is a structural zero."""
@@ -69,9 +73,7 @@ def _by_powers(f: Function) -> tuple[float, ...] | None:
         for k, c in enumerate(x.poly):
             found[k] += complex(c).real * _half_moment(k) * (right + left * (-1) ** k)
     # Without variance a jump counts in the middle.
-    if f.expr is not None and float(evaluate_now(f.expr, [0.0])) != middle:
-        return None
-    return tuple(found)
+    return tuple(found) if f.is_at_zero(middle) else None
 
 
 def _half_moment(k: int) -> float:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._jax import is_concrete, jit_for_cpu
+from .._jax import is_concrete, is_on_host, jit_for_cpu
 from .._progress import Progress
 from ._parts import Parts
 from ._plan import LEAST, UNDER_WAY, Cut, Memory, Plan, Sizes, memory, plan
@@ -349,7 +349,7 @@ def _rows(x: Any, start: int, count: int) -> Any:
         return x
 
     def rows(a: Any) -> Any:
-        if not isinstance(a, np.ndarray) and _is_host(a):
+        if not isinstance(a, np.ndarray) and is_on_host(a):
             a = np.asarray(a)
         if start + count > total:
             return a[np.minimum(np.arange(start, start + count), total - 1)]
@@ -359,11 +359,6 @@ def _rows(x: Any, start: int, count: int) -> Any:
         return _slice(a, start, count)
 
     return jax.tree.map(rows, x)
-
-
-def _is_host(a: Any) -> bool:
-    plain = not jnp.issubdtype(a.dtype, jax.dtypes.extended)
-    return plain and all(d.platform == "cpu" for d in a.devices())
 
 
 @functools.partial(jax.jit, static_argnums=2)
