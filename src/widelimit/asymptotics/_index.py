@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..program import AxisMap
-from ._slices import once
+from ._once import once
 
 Letter = int
 Index = AxisMap

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from ..gaussian import safe_divide
+from ._once import unless
 
 # Up to so many entries a row, differences cost no more than products.
 _FEW = 4
@@ -110,7 +111,7 @@ def _unless_near(
     # What was taken off is added outside, in no pass of its own. To differences nothing
     # is added: they have digits that it has not.
     least = jnp.where(near, 0, least)
-    return lax.cond(near, otherwise, lambda: far) + least * a + least * b
+    return unless(near, far, lambda _: otherwise()) + least * a + least * b
 
 
 def _squares(x: Any) -> Any:

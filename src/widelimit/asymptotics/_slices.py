@@ -6,6 +6,7 @@ and its slices are added, forwards and backwards.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,9 +15,7 @@ from jax import lax
 from jax.interpreters import ad, batching, mlir
 
 from .._jax import Primitive, ShapedArray
-
-# Arrays of fewer numbers are as well computed again.
-_MANY = 2**13
+from ._once import linear_jvp, once
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,23 +74,6 @@ def sum_of(array: Any, slices: Slices, true: Any = None) -> Any:
     return _sum_p.bind(array, true, slices=slices, barrier=barrier)
 
 
-def once(true: Any, array: Any) -> Any:
-    """The array, which XLA is not to compute again for every one of its readers.
-
-    It fuses what it can, and a layer would be computed anew for every shift of the
-    convolution after it. On the CPU it removes optimization barriers before it fuses;
-    only a branch that it cannot foresee is computed once.
-
-    Args:
-        true: a truth that XLA does not know when it compiles.
-        array: the array.
-    """
-    if array.size < _MANY:
-        return array
-    # A constant in a branch would be kept for derivatives.
-    return lax.cond(true, lambda x: x, lambda x: np.nan * x, array)
-
-
 def _sum(array: Any, true: Any, *, slices: Slices, barrier: bool) -> Any:
     if any(map(any, slices.pads)):
         array = jnp.pad(array, slices.pads)
@@ -135,18 +117,10 @@ def _shape(array: Any, true: Any, *, slices: Slices, barrier: bool) -> ShapedArr
     return ShapedArray(slices.counts, array.dtype)
 
 
-def _jvp(primals: Any, tangents: Any, **params: Any) -> tuple[Any, Any]:
-    (array, true), (dot, _) = primals, tangents
-    value = _sum_p.bind(array, true, **params)
-    if isinstance(dot, ad.Zero):
-        return value, ad.Zero(ShapedArray(value.shape, value.dtype))
-    return value, _sum_p.bind(dot, true, **params)
-
-
 _sum_p = Primitive("sum_of_slices")
 _sum_p.def_impl(_sum)
 _sum_p.def_abstract_eval(_shape)
-ad.primitive_jvps[_sum_p] = _jvp
+ad.primitive_jvps[_sum_p] = functools.partial(linear_jvp, _sum_p)
 ad.primitive_transposes[_sum_p] = _transpose
 batching.primitive_batchers[_sum_p] = _batched
 mlir.register_lowering(_sum_p, mlir.lower_fun(_sum, multiple_results=False))
