@@ -27,7 +27,8 @@ def plans(draw):
     size = draw(st.integers(4, 2**24))
     most = draw(st.none() | st.integers(1, 300))
     even = draw(st.booleans())
-    return plan(size, n1, n2, symmetric, even, most), most, even
+    result = draw(st.integers(4, size))
+    return plan(size, n1, n2, symmetric, even, most, result), most, even
 
 
 @given(plans())
@@ -55,6 +56,40 @@ def test_tiles_cover_every_pair_once(case):
         else:
             assert bin(side.tile).count("1") == bin(side.block).count("1") == 1
     assert cut.rows.block * cut.cols.block * cut.bytes <= max(_plan._BLOCK, cut.bytes)
+
+
+@given(plans())
+@settings(max_examples=100, deadline=None)
+def test_blocks_cover_every_pair_that_is_asked_for(case):
+    """Those below the diagonal are mirrored, and single inputs are no pairs."""
+    cut, *_ = case
+    sides, found = (cut.rows, cut.cols), np.zeros((cut.rows.count, cut.cols.count), int)
+    for tile in cut.tiles:
+        places, count = cut.blocks(*tile)
+        assert len(places) == np.prod(cut.sizes.counts)
+        for place in places[:count]:
+            first = [
+                t * side.tile + k * side.block
+                for side, t, k in zip(sides, tile, place, strict=True)
+            ]
+            inside = [a < side.count for a, side in zip(first, sides, strict=True)]
+            assert all(inside)
+            row, col = (
+                slice(a, a + side.block) for a, side in zip(first, sides, strict=True)
+            )
+            found[row, col] += 1
+    assert found.max(initial=0) <= 1
+    if cut.symmetric:
+        found = np.triu(np.maximum(found, found.T), 1) + np.tri(len(found), dtype=int)
+    assert (found == 1).all()
+
+
+def test_small_tiles_of_large_pairs_are_compiled_once():
+    size = 2**22
+    cuts = [plan(size, k, 9 - k, False, False) for k in range(1, 9)]
+    assert {cut.sizes for cut in cuts} == {plan(size, 3, 3, True, False).sizes}
+    one = plan(size, 8, 8, True, False, None, size)
+    assert one.rows.tile < cuts[0].rows.tile, "results would take much memory"
 
 
 SIZES = st.integers(0, 2**40)

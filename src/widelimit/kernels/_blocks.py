@@ -8,6 +8,7 @@ traced, all of it is one program, with a loop over the tiles.
 
 import functools
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +45,7 @@ class BlockKernel:
 
     def __init__(self, tile: Tile, same: Same, both: Tile | None = None) -> None:
         self._tile, self._same, self._both = tile, same, both or self._one_by_one
-        self._bytes: dict[Any, int] = {}
+        self._bytes: dict[Any, tuple[int, int]] = {}
         self._parts: dict[Any, Parts] = {}
         self._run_blocks = jit_for_cpu(self._blocks_now, static_argnums=(0, 1, 2))
         self._run_pairs = jit_for_cpu(self._pairs_now, static_argnums=(0, 1))
@@ -96,14 +97,14 @@ class BlockKernel:
         even: bool = False,
     ) -> Plan:
         """Tiles for these inputs; most often those for the least of pairs."""
-        n1, n2 = _count(x1), _count(x1 if x2 is None else x2)
+        counts = _count(x1), _count(x1 if x2 is None else x2)
+        given = *counts, x2 is None, even, block
         key = str(_structs((x1, x2), 1)), even
-        size = self._bytes.get(key)
-        if size is None:
-            cut = plan(LEAST, n1, n2, x2 is None, even, block)
-            size = self._parts_of(cut, shared, x1, x2, even).pair_bytes
-            self._bytes[key] = size
-        return plan(size, n1, n2, x2 is None, even, block)
+        if key not in self._bytes:
+            parts = self._parts_of(plan(LEAST, *given), shared, x1, x2, even)
+            self._bytes[key] = parts.pair_bytes, parts.result_bytes
+        size, result = self._bytes[key]
+        return plan(size, *given, result)
 
     def diagonal(self, shared: Any, x: Any) -> Any:
         """Every input with itself, (N, ...)."""
@@ -129,7 +130,8 @@ class BlockKernel:
             side = cut.rows if first else cut.cols
             x = _rows(x1 if first or x2 is None else x2, i * side.tile, side.tile)
             ids = _ids(i, side, first or x2 is None)
-            return self._run_blocks(parts, side.block, first, shared, (x, ids))
+            count = np.int32(side.blocks(i))
+            return self._run_blocks(parts, side.block, first, shared, (x, ids), count)
 
         rows = cols = held(functools.partial(blocks, True))
         if x2 is not None or not parts.alike:
@@ -138,14 +140,18 @@ class BlockKernel:
         def compute(i: int, j: int) -> list[tuple[int, int, Any]]:
             """A tile and its mirror image, each with its first row and column."""
             row, col = i * cut.rows.tile, j * cut.cols.tile
-            if x2 is None and i == j:
-                return [
-                    (row, col, self._on_diagonal(parts, cut, shared, rows, cols, i))
-                ]
-            tile = self._run_pairs(parts, cut.sizes, shared, rows(i), cols(j))
-            if x2 is None:
+            places, count = cut.blocks(i, j)
+            given = shared, rows(i), cols(j), places, count
+            tile = self._run_pairs(parts, cut.sizes, *given)
+            if x2 is not None:
+                return [(row, col, tile)]
+            if i != j:
                 return [(row, col, tile), (col, row, mirrored(tile))]
-            return [(row, col, tile)]
+            count = cut.rows.tile // cut.rows.block
+            own = self._run_own(parts, count, shared, rows(i))
+            # In one program XLA would compute numbers again for their mirror images,
+            # and round them differently.
+            return [(row, col, square(tile, own))]
 
         kind = OnHost if device.platform == "cpu" else OnDevice
         whole: OnHost | OnDevice | None = None
@@ -161,17 +167,6 @@ class BlockKernel:
             progress(done + 1, cut.count)
         assert whole is not None
         return whole.result()
-
-    def _on_diagonal(
-        self, parts: Parts, cut: Plan, shared: Any, rows: Any, cols: Any, i: int
-    ) -> Any:
-        """A tile on the diagonal, of the inputs of two sides by the place of a tile."""
-        own = self._run_own(parts, cut.rows.tile // cut.rows.block, shared, rows(i))
-        if cut.rows.tile == 1:
-            return jax.tree.map(lambda k: k[:, None], own)
-        # In one program XLA would compute numbers again for their mirror images, and
-        # round them differently.
-        return square(self._run_pairs(parts, cut.sizes, shared, rows(i), cols(i)), own)
 
     def _one_by_one(
         self, shared: Any, a: Any, b: Any, i: Any, j: Any, true: Any, last: bool
@@ -207,31 +202,36 @@ class BlockKernel:
         return self._parts[key]
 
     def _blocks_now(
-        self, parts: Parts, block: int, rows: bool, shared: Any, x: Any
+        self, parts: Parts, block: int, rows: bool, shared: Any, x: Any, count: Any
     ) -> Any:
-        """What pairs need of the inputs of a tile, block by block."""
+        """What pairs need of the inputs of a tile, in so many of its blocks."""
         one = parts.rows if rows else parts.cols
-        return _mapped(lambda x: one(shared, x), _cut(x, block))
+        x = _cut(x, block)
+        places = np.arange(_count(x), dtype=np.int32)[:, None]
+        return _filled(
+            lambda k: one(shared, _at(x, k)), places.shape[:1], places, count
+        )
 
     def _pairs_now(
-        self, parts: Parts, sizes: Sizes, shared: Any, rows: Any, cols: Any
+        self,
+        parts: Parts,
+        sizes: Sizes,
+        shared: Any,
+        rows: Any,
+        cols: Any,
+        places: Any,
+        count: Any,
     ) -> Any:
-        """All pairs of a tile, block by block."""
-        counts = [t // b for t, b in zip(sizes.tile, sizes.block, strict=True)]
+        """All pairs of a tile that are in blocks at the first places, and zeros."""
 
-        def at_place(at: Any) -> Any:
-            one, two = _at(rows, at // counts[1]), _at(cols, at % counts[1])
-            return parts.pairs(shared, one, two)
+        def at_place(i: Any, j: Any) -> Any:
+            return parts.pairs(shared, _at(rows, i), _at(cols, j))
 
         def joined(k: Any) -> Any:
-            k = k.reshape(*counts, *k.shape[1:]).swapaxes(1, 2)
+            k = k.swapaxes(1, 2)
             return k.reshape(*sizes.tile, *k.shape[4:])
 
-        if counts == [1, 1]:
-            return at_place(0)
-        return jax.tree.map(
-            joined, lax.map(at_place, jnp.arange(counts[0] * counts[1]))
-        )
+        return jax.tree.map(joined, _filled(at_place, sizes.counts, places, count))
 
     def _own_now(self, parts: Parts, count: int, shared: Any, rows: Any) -> Any:
         """Every input of a tile of so many blocks with itself."""
@@ -388,6 +388,35 @@ def _mapped(f: Callable[[Any], Any], x: Any) -> Any:
 
 def _at(x: Any, place: Any) -> Any:
     return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, place, keepdims=False), x)
+
+
+def _filled(
+    f: Callable[..., Any], shape: tuple[int, ...], places: Any, count: Any
+) -> Any:
+    """Results at some places of a grid, and zeros at the others.
+
+    Args:
+        f: from the numbers of a place to a pytree of arrays.
+        shape: of the grid.
+        places: the numbers of one place after the other.
+        count: of how many of them.
+    """
+    if math.prod(shape) == 1:
+        found = f(*(0,) * len(shape))
+        return jax.tree.map(lambda a: a.reshape(*shape, *a.shape), found)
+    places = jnp.asarray(places)
+
+    def step(k: Any, found: Any) -> Any:
+        at = tuple(places[k])
+
+        def put(one: Any, a: Any) -> Any:
+            return one.at[at].set(a, mode="promise_in_bounds")
+
+        return jax.tree.map(put, found, f(*at))
+
+    like = jax.eval_shape(f, *places[0])
+    empty = jax.tree.map(lambda a: jnp.zeros((*shape, *a.shape), a.dtype), like)
+    return lax.fori_loop(0, count, step, empty)
 
 
 def _grid(tiles: Any, rows: Cut, cols: Cut) -> Any:

@@ -21,6 +21,8 @@ from .._memory import without_collection
 # What a value depends on: arrays that all share, the rows, the columns, both.
 _SHARED, _ROWS, _COLS, _PAIRS = 0, 1, 2, 3
 _CALLS = ("jit", "pjit", "closed_call")
+_RESHAPES = ("broadcast_in_dim", "reshape", "squeeze")
+_CHEAP = ("add", "max", "min", "mul", "neg", "select_n", "sub")
 _CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 
 Function = Callable[[Any, Any, Any], tuple[Any, Any]]
@@ -37,15 +39,18 @@ class _Step:
 
     @property
     def is_free(self) -> bool:
-        """Whether it only repeats its input, or gives it other axes of size one.
+        """Whether it costs more to keep than to do again, in every part that needs it.
 
-        Every part that needs it does that itself.
+        So it is with axes of size one, with numbers that are repeated, and with a
+        product of arrays that repeat along different axes.
         """
-        if self.equation.name not in ("broadcast_in_dim", "reshape", "squeeze"):
-            return False
-        before, after = (*self.equation.inputs[:1], *self.equation.outputs)
-        sizes = [[n for n in a.shape if n != 1] for a in (before, after)]
-        return sizes[0] == sizes[1] or math.prod(after.shape) > math.prod(before.shape)
+        e = self.equation
+        given = [a.shape for a in e.inputs]
+        (made,) = (v.shape for v in e.outputs[:1])
+        if e.name in _RESHAPES:
+            sizes = [[n for n in shape if n != 1] for shape in (given[0], made)]
+            return sizes[0] == sizes[1] or math.prod(made) > math.prod(given[0])
+        return e.name in _CHEAP and math.prod(made) > sum(map(math.prod, given))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -150,6 +155,11 @@ class Parts:
         sizes = self._counts
         largest = max((_jax.bytes_of([v]) for v in self._arrays_of_pairs()), default=4)
         return max(1, largest // math.prod(sizes))
+
+    @property
+    def result_bytes(self) -> int:
+        """Bytes of the results of one pair."""
+        return max(1, _jax.bytes_of(self._pair_results) // math.prod(self._counts))
 
     def _arrays_of_pairs(self) -> Iterator[_jax.Var]:
         def inside(graph: _jax.Graph) -> Iterator[_jax.Var]:
@@ -271,12 +281,15 @@ class Parts:
                     needed.add(a)
                 else:
                     read.append(a)
-        found = []
-        for n in dict.fromkeys(map(self._value, read)):
-            while n in self._makers and self._makers[n].is_free:
-                (n,) = self._makers[n].inputs
-            found.append(n)
-        return steps[::-1], list(dict.fromkeys(found))
+        found: dict[int, None] = {}
+        stack = [self._value(a) for a in read]
+        while stack:
+            n = stack.pop()
+            if n in self._makers and self._makers[n].is_free:
+                stack += self._makers[n].inputs
+            else:
+                found[n] = None
+        return steps[::-1], list(found)
 
 
 class _Run:

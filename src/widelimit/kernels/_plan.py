@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from .._errors import InputError
 from .._memory import free_bytes, size_text
 from ._parts import Bytes
@@ -26,7 +28,11 @@ _BLOCK = 2**21
 _SIDE, _TILE_SIDE = 512, 2048
 # Bytes that pass through a tile, and how many tiles are worth their calls.
 _TILE = 2**30
+# Bytes of the results of a tile of several blocks.
+_RESULT = 2**26
 _CALLS = 300
+# Inputs along the side of a tile that takes several calls otherwise, at the least.
+_FEW = 8
 # Pairs with more bytes stand in front of their positions, others behind.
 _LARGE = 2**15
 
@@ -50,6 +56,10 @@ class Cut:
         """How many tiles there are."""
         return -(-self.count // self.tile)
 
+    def blocks(self, tile: int) -> int:
+        """How many blocks of a tile have an input of their own."""
+        return -(-min(self.tile, self.count - tile * self.tile) // self.block)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sizes:
@@ -64,6 +74,12 @@ class Sizes:
     tile: tuple[int, int]
     block: tuple[int, int]
     inputs_last: bool
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many blocks stand along either side of a tile."""
+        (rows, cols), (height, width) = self.tile, self.block
+        return rows // height, cols // width
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,6 +126,21 @@ class Plan:
         for i in range(self.rows.tiles):
             for j in range(i if self.symmetric else 0, self.cols.tiles):
                 yield i, j
+
+    def blocks(self, i: int, j: int) -> tuple[np.ndarray, np.int32]:
+        """Where the blocks of a tile are that are computed, and how many these are.
+
+        There are as many places as blocks in a tile; the last ones do not count.
+        """
+        shape = self.rows.blocks(i), self.cols.blocks(j)
+        row, col = np.indices(shape, np.int32).reshape(2, -1)
+        if self.symmetric and i == j:
+            # Every input with itself is known already.
+            above = col - row >= (self.rows.block == 1)
+            row, col = row[above], col[above]
+        places = np.zeros((math.prod(self.sizes.counts), 2), np.int32)
+        places[: len(row)] = np.stack([row, col], -1)
+        return places, np.int32(len(row))
 
     @property
     def count(self) -> int:
@@ -196,6 +227,7 @@ def plan(
     symmetric: bool,
     even: bool,
     most: int | None = None,
+    result: int = LEAST,
 ) -> Plan:
     """Tiles for n1 x n2 pairs.
 
@@ -206,16 +238,21 @@ def plan(
         symmetric: whether they are the same.
         even: tiles of any equal sizes, rather than of a few sizes.
         most: inputs along the side of a tile; chosen if None.
+        result: bytes of the results of a pair.
     """
     pairs = max(1, _BLOCK // size)
     side = _SIDE if most is None else min(most, _SIDE)
     rows, cols = _sides(pairs, side, (n1, n2), symmetric, even)
     blocks, limit = (rows, cols), _TILE_SIDE if most is None else most
-    while not even and _calls(rows, cols, n1, n2, symmetric) > _CALLS:
-        large = 4 * rows * cols * size > _TILE or 2 * max(rows, cols) > limit
-        if large:
+    # A call takes memory for large arrays anew, and touching it first costs time. What
+    # a tile has room for is not computed: small ones are compiled for one size.
+    costly = size >= _LARGE
+    least = _FEW if costly else 1
+    while not even and (costly or _calls(rows, cols, n1, n2, symmetric) > _CALLS):
+        grow = rows < max(n1, least), cols < max(n2, least)
+        full = 4 * rows * cols * size > _TILE or 4 * rows * cols * result > _RESULT
+        if full or 2 * max(rows, cols) > limit or not any(grow):
             break
-        grow = rows < n1, cols < n2
         rows, cols = rows * (1 + grow[0]), cols * (1 + grow[1])
     return Plan(Cut(n1, rows, blocks[0]), Cut(n2, cols, blocks[1]), size, symmetric)
 
