@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from .. import gaussian
 from .._errors import UnsupportedError
 from .._jax import is_concrete
 from ..gaussian import Accuracy
@@ -44,6 +45,7 @@ from ..program import (
     VecIn,
     compose,
 )
+from ..scalar import Expr
 from ..transform import Parities, Parity
 from ._answers import Answer, Answers, Key
 from ._distance import Distances
@@ -70,7 +72,7 @@ from ._product import (
     is_zero,
     materialise,
 )
-from ._route import Route
+from ._route import Route, largest
 from ._tensors import Tensors
 
 ZERO: Sum = ()
@@ -174,11 +176,12 @@ class Engine:
             if side.count is not None
         }
         self.steps: list[Step] = []
-        self.taken: dict[tuple[str, int], Route] = {}
+        self._expectations: list[tuple[tuple[Expr, ...], int, float | None]] = []
+        self.sampled: Route | None = None
+        """The route of what was not computed here, but by samples."""
         self.measures = False
         self.opaque: set[tuple[int, int]] = set()
         """Lines, by side, that are no sum of products of others."""
-        self._asked = 0
         self.answers = Answers()
         self._input_counts: dict[tuple[int, int], float] = {}
         self.tensors = Tensors(self)
@@ -194,38 +197,55 @@ class Engine:
     @property
     def routes(self) -> dict[str, bool]:
         """The routes that expectations took, and whether they are exact."""
-        return {r.name: r.is_exact for r in self.taken.values()}
+        return {r.name: r.is_exact for r in self.taken}
+
+    @property
+    def taken(self) -> list[Route]:
+        """The routes that expectations took; found when asked, as that takes time."""
+        found: dict[tuple[str, int, bool], list[float | None]] = {}
+        for functions, count, error in self._expectations:
+            name = "rough" if self.is_rough else gaussian.route(functions, count)
+            is_exact = self._is_exact(functions, count)
+            errors = found.setdefault((name, count, is_exact), [])
+            errors.append(0.0 if is_exact else error)
+        routes = [Route(*key, len(e), largest(e)) for key, e in found.items()]
+        return routes if self.sampled is None else [*routes, self.sampled]
+
+    def _is_exact(self, functions: Sequence[Expr], count: int) -> bool:
+        return self.is_rough or gaussian.is_exact(functions, count)
 
     def take(
         self,
-        name: str,
-        dimension: int,
-        is_exact: bool,
+        functions: Sequence[Expr],
+        count: int,
         value: Any,
         coarse: Callable[[], Any],
     ) -> None:
-        """Note the route of an expectation, and its error where those are measured.
+        """Note an expectation, and its error where those are measured.
+
+        Args:
+            functions: those whose product it is the mean of.
+            count: how many Gaussian variables there are.
+            value: what was found.
+            coarse: the same by a coarser rule.
 
         Raises:
             NeedsDraws: beside samples there are so many formulas that samples of
                 everything are cheaper.
             UnsupportedError: there are as many rough ones.
         """
-        self._asked += 1
-        if self.is_rough and self._asked > MAX_FORMULAS:
+        asked = len(self._expectations) + 1
+        if self.is_rough and asked > MAX_FORMULAS:
             raise UnsupportedError(f"More than {MAX_FORMULAS} expectations are needed.")
         rest = self.families.all - self._drawn
-        if self._drawn and rest and self._asked > MAX_FORMULAS:
+        if self._drawn and rest and asked > MAX_FORMULAS:
             raise NeedsDraws(rest)
-        error = 0.0 if is_exact else None
-        if self.measures and not is_exact and is_concrete(value):
+        error = None
+        measured = self.measures and is_concrete(value)
+        if measured and not self._is_exact(functions, count):
             scale = float(jnp.max(jnp.abs(value), initial=0.0)) or 1.0
             error = float(jnp.max(jnp.abs(value - coarse()), initial=0.0)) / scale
-        known = self.taken.get((name, dimension))
-        count = 1 if known is None else known.count + 1
-        if known is not None and known.error is not None and error is not None:
-            error = max(error, known.error)
-        self.taken[name, dimension] = Route(name, dimension, is_exact, count, error)
+        self._expectations.append((tuple(functions), count, error))
 
     def note(self, rule: str, u: View, v: View | None = None) -> None:
         """Write down a step of the recursion."""

@@ -180,8 +180,7 @@ class Question:
         if plan.drawn:
             found = jax.tree.leaves(self.answer(inputs, each))
             error = max(relative_error(one) for one in found)
-            route = Route(_SAMPLED, plan.dimension, False, 1, error)
-            engine.taken[_SAMPLED, plan.dimension] = route
+            engine.sampled = Route(_SAMPLED, plan.dimension, False, 1, error)
         return engine
 
     def sampled(self, inputs: Inputs, plan: Plan, points: Any) -> Any:

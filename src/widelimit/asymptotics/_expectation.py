@@ -404,21 +404,19 @@ def _value(
     (means, cov, params, distance), count = law, len(law[0])
     if engine.is_rough:
         value = gaussian.rough_mean(functions, means, cov, params)
-        engine.take("rough", count, True, value, lambda: value)
+        engine.take(functions, count, value, lambda: value)
         return value
-    route = gaussian.route(functions, count)
-    exact = gaussian.is_exact(functions, count)
-    if engine.draws is not None and not exact:
-        # One number for every sample is no better found than by a sample of it.
-        many = "QMC" in route and count > engine.draws.alone
-        if many or sampled:
+    # One number for every sample is no better found than by a sample of it.
+    many = engine.draws is not None and count > engine.draws.alone
+    if (sampled or many) and not gaussian.is_exact(functions, count):
+        if sampled or "QMC" in gaussian.route(functions, count):
             raise NeedsDraws(families())
     value = gaussian.expect(functions, means, cov, params, engine.accuracy, distance)
 
     def coarse() -> Any:
         return gaussian.expect(functions, means, cov, params, COARSE, distance)
 
-    engine.take(route, count, exact, value, coarse)
+    engine.take(functions, count, value, coarse)
     return value
 
 

@@ -1,6 +1,7 @@
 """How expectations were computed, for whoever asks."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from ..gaussian import Accuracy
 
@@ -35,3 +36,9 @@ class Route:
         if self.error:
             text += f", relative error {self.error:.0e}"
         return text
+
+
+def largest(errors: Sequence[float | None]) -> float | None:
+    """The largest error; None if one was not measured."""
+    known = [e for e in errors if e is not None]
+    return max(known) if len(known) == len(errors) else None

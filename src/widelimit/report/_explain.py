@@ -126,7 +126,7 @@ def explain(
         {g.line: (g.kind, g.function) for g in growths(network.program)},
         ranks(engine, network.program),
         dict(engine.routes),
-        tuple(engine.taken.values()),
+        tuple(engine.taken),
         network.notes,
         gradients.corrections,
         gradients.growth,
