@@ -29,4 +29,6 @@ def at_ratios(
         return line
 
     lines = tuple(number(line) for line in program.lines)
+    if all(new is old for new, old in zip(lines, program.lines, strict=True)):
+        return program
     return dataclasses.replace(program, lines=lines)

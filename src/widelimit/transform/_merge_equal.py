@@ -26,6 +26,8 @@ def merge_equal(program: TensorProgram, keep: tuple[Ref, ...] = ()) -> Rewritten
             first[key] = len(lines)
             lines.append(moved)
         place[ref] = first[key]
+    if len(lines) == len(program):
+        return Rewritten(program, place)
     return Rewritten(
         TensorProgram(
             tuple(lines),

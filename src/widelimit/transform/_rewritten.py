@@ -27,6 +27,8 @@ def of_lines(program: TensorProgram, order: Sequence[Ref]) -> Rewritten:
         order: its lines, behind those that they read; all that is asked for.
     """
     place = {old: new for new, old in enumerate(order)}
+    if all(old == new for old, new in place.items()) and len(place) == len(program):
+        return Rewritten(program, place)
     return Rewritten(
         TensorProgram(
             tuple(renumber(program.lines[old], place) for old in order),
