@@ -59,7 +59,7 @@ from ._draws import (
     is_gaussian,
 )
 from ._expectation import by_parts, expectation
-from ._folding import Folding, Wanted
+from ._folding import Folding, States
 from ._index import Index, Letter, Letters, View, constant, equality
 from ._loops import Loop
 from ._product import (
@@ -151,8 +151,8 @@ class Engine:
         is_rough: expectations only have to be of the right size, at no cost.
         true: a truth that is known at run time only; see `Letters.once`.
         inputs_last: the axes of inputs stand behind those of positions, not before.
-        loops: the loops of the programs, if answers are to be loops, and what is
-            wanted of them; see `Folding`.
+        loops: the loops of the programs, if answers are to be loops, and the states
+            that are asked for; see `Folding`.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Engine:
         is_rough: bool = False,
         true: Any = None,
         inputs_last: bool = False,
-        loops: tuple[Sequence[Loop], Wanted | None] | None = None,
+        loops: tuple[Sequence[Loop], States | None] | None = None,
     ) -> None:
         self.sides, self.is_rough = tuple(sides), is_rough
         self.accuracy = accuracy or Accuracy()

@@ -37,8 +37,8 @@ class NotFoldable(Exception):
     """A block needs more than the state of the block before."""
 
 
-Wanted = dict[tuple[int, int], dict[Key, None]]
-"""For every loop and block, the questions about it that come from outside."""
+States = dict[tuple[int, int], list[Key]]
+"""For every loop and block, the state that is asked for, as questions about block 0."""
 
 
 class Folding:
@@ -47,19 +47,20 @@ class Folding:
     Args:
         engine: the engine.
         loops: those of the programs of its sides, which are the same.
-        wanted: for every loop and block, the questions that come from outside; None to
-            find these out, with answers of any value.
+        states: those that are asked for; None to find these out, with answers of any
+            value.
 
     Attributes:
+        states: those that were found, or given.
         folded: the loops that answers came from.
     """
 
     def __init__(
-        self, engine: "Engine", loops: Sequence[Loop], wanted: Wanted | None
+        self, engine: "Engine", loops: Sequence[Loop], states: States | None
     ) -> None:
         self._engine, self._loops = engine, tuple(loops)
-        self._is_trial = wanted is None
-        self.wanted: Wanted = {} if wanted is None else wanted
+        self._is_trial = states is None
+        self.states: States = {} if states is None else states
         self._stack: list[Key] = []
         self._read: dict[Key, dict[Key, None]] = {}
         self._refused: set[Key] = set()
@@ -126,16 +127,18 @@ class Folding:
 
     def _fold(self, key: Key, at: tuple[int, int]) -> None:
         loop, engine = self._loops[at[0]], self._engine
-        wanted = {key: None} | ({} if self._is_trial else self.wanted.get(at, {}))
-        state = self._closure(loop, [k.moved(loop, -at[1]) for k in wanted])
+        asked, state = key.moved(loop, -at[1]), self.states.get(at, [])
+        if asked not in state:
+            state = self._closure(loop, [asked, *state])
         if self._is_trial:
-            self.wanted.setdefault(at, {})[key] = None
-            engine.answers[key] = engine.answers[key.moved(loop, -at[1])]
+            self.states[at] = state
+            engine.answers[key] = self.answer(asked)
             return
-        first, start = 1, {k: engine.answers[k] for k in state}
+        first, before = 1, {k: k for k in state}
         if all(map(loop.is_read, (ref for k in state for _, ref in k.lines))):
             # The lines before the first block will do as one.
-            first, start = 0, {k: self.answer(k.moved(loop, -1)) for k in state}
+            first, before = 0, {k: k.moved(loop, -1) for k in state}
+        start = {k: self.answer(before[k]) for k in state}
         start = {k: self._cast(v) for k, v in start.items()}
         last = _Run(self._engine, self, loop, first, at[1]).state(start)
         self.folded[loop] = None

@@ -107,17 +107,17 @@ class PairKernel:
         """An engine whose equal layers are loops, and its answers."""
         loops = self.loops
 
-        def engine(wanted: Any) -> Engine:
-            known = (loops, wanted) if loops else None
+        def engine(states: Any) -> Engine:
+            known = (loops, states) if loops else None
             return Engine(sides, None, dtype, PAIRS, loops=known, **options)
 
-        wanted = None
+        states = None
         if loops:
             trial = engine(None)
             jax.eval_shape(lambda: ask(trial))
             assert trial.folding is not None
-            wanted = trial.folding.wanted
-        final = engine(wanted)
+            states = trial.folding.states
+        final = engine(states)
         return final, ask(final)
 
     @functools.cached_property
