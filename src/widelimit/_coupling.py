@@ -12,14 +12,17 @@ import numpy as np
 from ._errors import InputError
 from ._jax import Graph, is_concrete
 from ._small import in_precision, small_network, small_scales, small_widths
-from .trace import axes_apart, trace_at
+from .trace import axes_apart, trace_at, trial_widths
 
 # Of networks in single precision, whose parameters are of order one.
 _ROUNDED = 1e-4
 
 
 class Traces(NamedTuple):
-    """A network as JAX traces it at two inputs and at one; None where that fails."""
+    """A network as JAX traces it at two inputs and at one; None where that fails.
+
+    Its widths are the first of `trial_widths`.
+    """
 
     two: Graph | None
     one: Graph | None
@@ -128,7 +131,7 @@ def _traced(f: Callable[..., Any], params: Any, x: Any, rows: int) -> Graph | No
         lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), x
     )
     try:
-        return trace_at(f, params, struct, small_widths(params, 20160))
+        return trace_at(f, params, struct, trial_widths(params)[0])
     except Exception:
         return None
 

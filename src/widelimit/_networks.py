@@ -101,7 +101,8 @@ class Networks:
         if key not in self._traced:
             f, params = self.function(x)
             draws = () if batch else self._fresh_draws(x)
-            network = compile_network(f, params, one, draws, moving)
+            first = None if batch else self._traced_at(x).one
+            network = compile_network(f, params, one, draws, moving, first)
             if network.perturbations:
                 ratios = self._ratios(network.program)
                 step = promote(network.program, network.perturbations, ratios)

@@ -7,6 +7,7 @@ from ._compile import compile_network as compile_network
 from ._compile import path_name as path_name
 from ._compile import trace_at as trace_at
 from ._compile import traced_graph as traced_graph
+from ._compile import trial_widths as trial_widths
 from ._compile import user_line as user_line
 from ._conv import window as window
 from ._declare import Constant as Constant

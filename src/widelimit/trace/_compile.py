@@ -127,6 +127,7 @@ def compile_network(
     x: Any,
     per_example: tuple[bool, ...] = (),
     moving: bool = False,
+    first: Graph | None = None,
 ) -> Network:
     """Compile `f(params, x)` for inputs of one shape.
 
@@ -137,13 +138,14 @@ def compile_network(
         per_example: for every draw of random bits, whether it is fresh for each input.
         moving: whether constants that are trained are input lines of the program, of
             standard deviation 0.
+        first: the network at the first of the `trial_widths`, where that is known.
 
     Raises:
         UnsupportedError: a primitive or pattern that is not covered.
         NoLimitError: a quantity that diverges is used nonlinearly.
         ShapeMismatchError: the function fails on these shapes.
     """
-    graph, ratios = traced_graph(f, params, x)
+    graph, ratios = traced_graph(f, params, x, first)
     try:
         return _compiled(graph, ratios, params, x, per_example, moving)
     except UnsupportedError as error:
@@ -177,16 +179,32 @@ def _compiled(
 
 
 def traced_graph(
-    f: Callable[..., Any], params: Any, x: Any
+    f: Callable[..., Any], params: Any, x: Any, first: Graph | None = None
 ) -> tuple[Graph, dict[str, float]]:
-    """The aligned graph of several concrete traces, and the ratios of the widths."""
-    widths = widths_in(params)
-    ratios = {n: float(widths[n].ratio) for n in sorted(widths)}
-    assignments = trials(ratios)
+    """The aligned graph of several concrete traces, and the ratios of the widths.
+
+    Args:
+        f: the network.
+        params: a pytree of declarations and arrays.
+        x: a pytree of `jax.ShapeDtypeStruct`.
+        first: the first of the traces, where that is known.
+    """
+    ratios, assignments = _ratios(params), trial_widths(params)
+    left = assignments if first is None else assignments[1:]
     # Off the ray first: there widths differ, and a mismatch is told by their names.
-    graphs = [trace_at(f, params, x, a) for a in reversed(assignments)][::-1]
-    graph = align(graphs, Solver(ratios, assignments))
-    return graph, ratios
+    graphs = [trace_at(f, params, x, a) for a in reversed(left)]
+    graphs += [] if first is None else [first]
+    return align(graphs[::-1], Solver(ratios, assignments)), ratios
+
+
+def trial_widths(params: Any) -> list[dict[str, int]]:
+    """The widths, all of them large, at which a network is traced."""
+    return trials(_ratios(params))
+
+
+def _ratios(params: Any) -> dict[str, float]:
+    widths = widths_in(params)
+    return {n: float(widths[n].ratio) for n in sorted(widths)}
 
 
 def trace_at(
