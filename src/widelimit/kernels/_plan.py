@@ -31,8 +31,8 @@ _TILE = 2**30
 # Bytes of the results of a tile of several blocks.
 _RESULT = 2**26
 _CALLS = 300
-# Inputs along the side of a tile that takes several calls otherwise, at the least.
-_FEW = 8
+# Pairs with more bytes are computed in few calls, with room for so many inputs a side.
+_BUSY, _FEW = 2**10, 8
 # Pairs with more bytes stand in front of their positions, others behind.
 _LARGE = 2**15
 
@@ -244,12 +244,15 @@ def plan(
     side = _SIDE if most is None else min(most, _SIDE)
     rows, cols = _sides(pairs, side, (n1, n2), symmetric, even)
     blocks, limit = (rows, cols), _TILE_SIDE if most is None else most
-    # A call takes memory for large arrays anew, and touching it first costs time. What
-    # a tile has room for is not computed: small ones are compiled for one size.
-    costly = size >= _LARGE
-    least = _FEW if costly else 1
+    # Of large pairs, calls cost more than to put one result in place beside the next:
+    # threads wake up, memory is taken anew. What a tile has room for is not computed,
+    # so that few sizes do.
+    costly = size >= _BUSY
+    wanted = [
+        _room(n, b) if costly else n for n, b in zip((n1, n2), blocks, strict=True)
+    ]
     while not even and (costly or _calls(rows, cols, n1, n2, symmetric) > _CALLS):
-        grow = rows < max(n1, least), cols < max(n2, least)
+        grow = rows < wanted[0], cols < wanted[1]
         full = 4 * rows * cols * size > _TILE or 4 * rows * cols * result > _RESULT
         if full or 2 * max(rows, cols) > limit or not any(grow):
             break
@@ -279,6 +282,14 @@ def _fitting(count: int, most: int, even: bool) -> int:
     sizes = [2**k for k in range(most.bit_length())]
     # A call costs as much as some pairs.
     return min(sizes, key=lambda s: (-(-count // s) * (s + 16), -s))
+
+
+def _room(count: int, block: int) -> int:
+    """A side of a tile for so many inputs: one of few."""
+    side = block
+    while side < max(count, _FEW):
+        side *= 4 if side >= _FEW else 2
+    return side
 
 
 def _calls(rows: int, cols: int, n1: int, n2: int, symmetric: bool) -> int:
