@@ -178,6 +178,12 @@ def is_concrete(x: Any) -> bool:
     return not isinstance(x, jax.core.Tracer)
 
 
+def array_of(value: Any, dtype: Any) -> Any:
+    """`jax.numpy.asarray`, for which a number of Python needs no program."""
+    asarray = np.asarray if isinstance(value, int | float) else jax.numpy.asarray
+    return asarray(value, dtype)
+
+
 _SMALL = 2**18
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ._coupling import Traces, coupled, fresh_draws, traces
 from ._derivatives import replaced_derivatives
 from ._errors import InputError, NoLimitError, ShapeMismatchError, UnsupportedError
-from ._jax import is_concrete
+from ._jax import array_of, is_concrete
 from ._memory import without_collection
 from .kernels import Gradient, Quantities
 from .program import (
@@ -361,13 +361,12 @@ class Networks:
         tangent = not {"ntk", "parts"}.isdisjoint(what)
         for name, p in self._declared(object).items():
             if isinstance(p, Normal):
-                shared[f"std:{name}"] = jnp.asarray(p.std, dtype)
+                shared[f"std:{name}"] = array_of(p.std, dtype)
             elif isinstance(p, Constant):
                 if np.ndim(p.value) == 0 or not is_concrete(p.value):
                     shape = tuple(s if isinstance(s, int) else 1 for s in p.shape)
-                    shared[f"value:{name}"] = jnp.broadcast_to(
-                        jnp.asarray(p.value, dtype), shape
-                    )
+                    value = array_of(p.value, dtype)
+                    shared[f"value:{name}"] = jnp.broadcast_to(value, shape)
             else:
                 array = jnp.asarray(p)
                 floating = jnp.issubdtype(array.dtype, jnp.floating)

@@ -123,7 +123,7 @@ class BlockKernel:
         (device, *_) = jnp.zeros(()).devices()
         needed, shapes = parts.bytes, parts.shapes(cut.rows.count, cut.cols.count)
         memory(cut, needed).check(device, shapes)
-        shared = shared, jnp.asarray(True)
+        shared = shared, np.asarray(True)
         held = functools.lru_cache(cut.held(needed))
 
         def blocks(first: bool, i: int) -> Any:
