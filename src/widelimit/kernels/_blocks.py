@@ -24,6 +24,9 @@ from ._parts import Parts
 from ._plan import LEAST, UNDER_WAY, Cut, Memory, Plan, Sizes, memory, plan
 from ._whole import OnDevice, OnHost, exchanged, mirrored, square
 
+# Bytes of the largest array up to which all blocks of a tile are worked on at once.
+_AT_ONCE = 2**24
+
 Tile = Callable[..., Any]
 """(shared, x1, x2, ids1, ids2, true, inputs_last) -> (R, C, *I, *I'), or a pytree."""
 Same = Callable[..., Any]
@@ -207,6 +210,8 @@ class BlockKernel:
         """What pairs need of the inputs of a tile, in so many of its blocks."""
         one = parts.rows if rows else parts.cols
         x = _cut(x, block)
+        if _count(x) * parts.alone_bytes <= _AT_ONCE:
+            return jax.vmap(lambda x: one(shared, x))(x)
         places = np.arange(_count(x), dtype=np.int32)[:, None]
         return _filled(
             lambda k: one(shared, _at(x, k)), places.shape[:1], places, count

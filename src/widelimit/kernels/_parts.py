@@ -156,6 +156,12 @@ class Parts:
         largest = max((_jax.bytes_of([v]) for v in self._arrays_of_pairs()), default=4)
         return max(1, largest // math.prod(sizes))
 
+    @functools.cached_property
+    def alone_bytes(self) -> int:
+        """Bytes of the largest array that belongs to one block alone."""
+        alone = (v for v in self._numbers if self._mark(v) != _SHARED)
+        return max(_jax.bytes_of([v]) for v in alone)
+
     @property
     def result_bytes(self) -> int:
         """Bytes of the results of one pair."""
