@@ -99,7 +99,7 @@ SIZES = st.integers(0, 2**40)
 @settings(max_examples=100, deadline=None)
 def test_what_is_held_fits(case, rows, cols):
     cut, *_ = case
-    one = Bytes(rows=rows, cols=cols, result=8, working=0)
+    one = Bytes(rows=rows, cols=cols, result=8, working=0, alone=0)
     held = cut.held(one)
     needed = max(cut.rows.tiles, cut.cols.tiles)
     assert min(2, needed) <= held <= needed
@@ -108,18 +108,22 @@ def test_what_is_held_fits(case, rows, cols):
     assert held <= 2 or held * per_tile <= _plan._HELD
 
 
-@given(plans(), st.integers(1, 64), st.integers(0, 9999))
+@given(plans(), st.integers(1, 64), st.integers(0, 9999), st.integers(0, 2**26))
 @settings(max_examples=100, deadline=None)
-def test_memory_is_that_of_the_result_and_of_what_is_under_way(case, size, working):
+def test_memory_is_that_of_the_result_and_of_what_is_under_way(
+    case, size, working, alone
+):
     cut, *_ = case
     block = cut.rows.block * cut.cols.block
-    one = Bytes(rows=7, cols=5, result=size * block, working=working)
+    one = Bytes(7, 5, size * block, working, alone)
     found = memory(cut, one)
     assert found.result == size * cut.rows.count * cut.cols.count
     assert found.extra == found.tables + found.tiles + found.working
     tile = size * cut.rows.tile * cut.cols.tile
     assert found.tiles == _plan.UNDER_WAY * tile * (2 if cut.symmetric else 1)
-    assert found.working == working
+    at_once = max(map(one.at_once, cut.sizes.counts))
+    assert found.working == max(working, alone * at_once)
+    assert at_once == 1 or alone * at_once <= 2**26
 
 
 def test_few_tiles_and_few_sizes_for_many_numbers_of_inputs():

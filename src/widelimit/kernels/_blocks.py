@@ -24,9 +24,6 @@ from ._parts import Parts
 from ._plan import LEAST, UNDER_WAY, Cut, Memory, Plan, Sizes, memory, plan
 from ._whole import OnDevice, OnHost, exchanged, mirrored, square
 
-# Bytes of the largest array up to which all blocks of a tile are worked on at once.
-_AT_ONCE = 2**24
-
 Tile = Callable[..., Any]
 """(shared, x1, x2, ids1, ids2, true, inputs_last) -> (R, C, *I, *I'), or a pytree."""
 Same = Callable[..., Any]
@@ -143,8 +140,7 @@ class BlockKernel:
         def compute(i: int, j: int) -> list[tuple[int, int, Any]]:
             """A tile and its mirror image, each with its first row and column."""
             row, col = i * cut.rows.tile, j * cut.cols.tile
-            places, count = cut.blocks(i, j)
-            given = shared, rows(i), cols(j), places, count
+            given = shared, rows(i), cols(j), *cut.blocks(i, j)
             tile = self._run_pairs(parts, cut.sizes, *given)
             if x2 is not None:
                 return [(row, col, tile)]
@@ -210,12 +206,11 @@ class BlockKernel:
         """What pairs need of the inputs of a tile, in so many of its blocks."""
         one = parts.rows if rows else parts.cols
         x = _cut(x, block)
-        if _count(x) * parts.alone_bytes <= _AT_ONCE:
+        blocks = _count(x)
+        if parts.bytes.at_once(blocks) == blocks:
             return jax.vmap(lambda x: one(shared, x))(x)
-        places = np.arange(_count(x), dtype=np.int32)[:, None]
-        return _filled(
-            lambda k: one(shared, _at(x, k)), places.shape[:1], places, count
-        )
+        places = np.arange(blocks, dtype=np.int32)[:, None]
+        return _filled(lambda k: one(shared, _at(x, k)), (blocks,), places, count)
 
     def _pairs_now(
         self,

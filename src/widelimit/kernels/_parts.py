@@ -23,6 +23,8 @@ _SHARED, _ROWS, _COLS, _PAIRS = 0, 1, 2, 3
 _CALLS = ("jit", "pjit", "closed_call")
 _RESHAPES = ("broadcast_in_dim", "reshape", "squeeze")
 _CHEAP = ("add", "max", "min", "mul", "neg", "select_n", "sub")
+# Bytes that are held while single blocks are worked on.
+_AT_ONCE = 2**26
 _CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 
 Function = Callable[[Any, Any, Any], tuple[Any, Any]]
@@ -62,12 +64,18 @@ class Bytes:
         cols: of what pairs need of the columns.
         result: of the results.
         working: of what is held at once on the way to them, at the most.
+        alone: of what is held at once on the way to what pairs need of a block.
     """
 
     rows: int
     cols: int
     result: int
     working: int
+    alone: int
+
+    def at_once(self, blocks: int) -> int:
+        """How many of so many blocks are worked on at once, each alone: one, or all."""
+        return blocks if blocks * self.alone <= _AT_ONCE else 1
 
 
 class Parts:
@@ -156,12 +164,6 @@ class Parts:
         largest = max((_jax.bytes_of([v]) for v in self._arrays_of_pairs()), default=4)
         return max(1, largest // math.prod(sizes))
 
-    @functools.cached_property
-    def alone_bytes(self) -> int:
-        """Bytes of the largest array that belongs to one block alone."""
-        alone = (v for v in self._numbers if self._mark(v) != _SHARED)
-        return max(_jax.bytes_of([v]) for v in alone)
-
     @property
     def result_bytes(self) -> int:
         """Bytes of the results of one pair."""
@@ -188,11 +190,19 @@ class Parts:
             _jax.bytes_of(values[n] for n in self._wanted[side])
             for side in (_ROWS, _COLS)
         )
+        alone = []
+        for side in (_ROWS, _COLS):
+            steps = [
+                e for e in self._graph.equations if side in map(self._mark, e.outputs)
+            ]
+            wanted = [values[n] for n in self._wanted[side]]
+            alone.append(_jax.live_bytes(steps, wanted))
         return Bytes(
             rows=rows,
             cols=cols,
             result=_jax.bytes_of(self._pair_results),
             working=_jax.live_bytes(self._pair_steps, self._pair_results),
+            alone=max(alone),
         )
 
     def of_rows(self, shared: Any, rows: Any) -> Any:

@@ -157,7 +157,7 @@ class Memory:
         result: of the matrices.
         tables: of what is known of single inputs and held, for some tiles.
         tiles: of the results of the tiles that are under way.
-        working: of the arrays inside of a block, at the most.
+        working: of the arrays inside of a block, at the most; or of blocks alone.
     """
 
     result: int
@@ -212,11 +212,13 @@ def memory(cut: Plan, one: Bytes) -> Memory:
     blocks = (rows.tile // rows.block) * (cols.tile // cols.block)
     # A tile and its mirror image.
     copies = UNDER_WAY * (1 + cut.symmetric)
+    sides = ((s.tile // s.block) for s in (rows, cols))
+    alone = one.alone * max(map(one.at_once, sides))
     return Memory(
         result=one.result * rows.count * cols.count // (rows.block * cols.block),
         tables=per_tile * cut.held(one),
         tiles=one.result * blocks * copies,
-        working=one.working,
+        working=max(one.working, alone),
     )
 
 
@@ -248,11 +250,9 @@ def plan(
     # threads wake up, memory is taken anew. What a tile has room for is not computed,
     # so that few sizes do.
     costly = size >= _BUSY
-    wanted = [
-        _room(n, b) if costly else n for n, b in zip((n1, n2), blocks, strict=True)
-    ]
+    least = _FEW if costly else 1
     while not even and (costly or _calls(rows, cols, n1, n2, symmetric) > _CALLS):
-        grow = rows < wanted[0], cols < wanted[1]
+        grow = rows < max(n1, least), cols < max(n2, least)
         full = 4 * rows * cols * size > _TILE or 4 * rows * cols * result > _RESULT
         if full or 2 * max(rows, cols) > limit or not any(grow):
             break
@@ -282,14 +282,6 @@ def _fitting(count: int, most: int, even: bool) -> int:
     sizes = [2**k for k in range(most.bit_length())]
     # A call costs as much as some pairs.
     return min(sizes, key=lambda s: (-(-count // s) * (s + 16), -s))
-
-
-def _room(count: int, block: int) -> int:
-    """A side of a tile for so many inputs: one of few."""
-    side = block
-    while side < max(count, _FEW):
-        side *= 4 if side >= _FEW else 2
-    return side
 
 
 def _calls(rows: int, cols: int, n1: int, n2: int, symmetric: bool) -> int:
