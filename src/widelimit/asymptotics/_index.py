@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .._once import once
 from ..program import AxisMap
-from ._once import once
 
 Letter = int
 Index = AxisMap

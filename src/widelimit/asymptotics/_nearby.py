@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from .._once import unless
 from ..gaussian import safe_divide
-from ._once import unless
 
 # Up to so many entries a row, differences cost no more than products.
 _FEW = 4

@@ -6,7 +6,6 @@ and its slices are added, forwards and backwards.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jax import lax
 from jax.interpreters import ad, batching, mlir
 
 from .._jax import Primitive, ShapedArray
-from ._once import linear_jvp, once
+from .._once import once
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -117,10 +116,18 @@ def _shape(array: Any, true: Any, *, slices: Slices, barrier: bool) -> ShapedArr
     return ShapedArray(slices.counts, array.dtype)
 
 
+def _jvp(primals: Any, tangents: Any, **params: Any) -> tuple[Any, Any]:
+    (array, true), (dot, _) = primals, tangents
+    value = _sum_p.bind(array, true, **params)
+    if isinstance(dot, ad.Zero):
+        return value, ad.Zero(ShapedArray(value.shape, value.dtype))
+    return value, _sum_p.bind(dot, true, **params)
+
+
 _sum_p = Primitive("sum_of_slices")
 _sum_p.def_impl(_sum)
 _sum_p.def_abstract_eval(_shape)
-ad.primitive_jvps[_sum_p] = functools.partial(linear_jvp, _sum_p)
+ad.primitive_jvps[_sum_p] = _jvp
 ad.primitive_transposes[_sum_p] = _transpose
 batching.primitive_batchers[_sum_p] = _batched
 mlir.register_lowering(_sum_p, mlir.lower_fun(_sum, multiple_results=False))

@@ -119,6 +119,12 @@ class Backward:
         self._moving = self._reached({self._graph.inputs[-1]})
         self.results = dict(zip(sorted(variables), self._graph.outputs, strict=True))
 
+    @property
+    def bytes(self) -> int:
+        """What all output gradients hold at once, at the most."""
+        graph, rows = self._graph, math.prod(self.output.shape)
+        return rows * _jax.live_bytes(graph.equations, graph.outputs)
+
     def factors(self, name: str) -> Factors | None:
         """The gradient by a variable as factors, if the backward pass makes it so."""
         terms = self._terms(self.results[name])

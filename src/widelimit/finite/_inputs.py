@@ -14,7 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._errors import InputError, ShapeMismatchError
+from .._once import together
 from ._variables import Variables
+
+# Bytes above which units are worked on in parts, one after the other. XLA takes memory
+# for all that it may do beside each other, and the allocator gives back at once what is
+# larger; to touch it again takes as long as the arithmetic.
+_AT_ONCE, _PARTS = 2**25, 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -42,9 +48,29 @@ class Inputs:
         """The shapes of one unit."""
         return [jax.ShapeDtypeStruct(u.shape[1:], u.dtype) for u in self.units]
 
-    def each(self, of_unit: Callable[[list[Any]], Any]) -> Any:
-        """What is to know of every unit, along axis 0; of the only unit as it is."""
-        return jax.vmap(of_unit)(self.units) if self.units else of_unit([])
+    def each(self, of_unit: Callable[[list[Any]], Any], size: int = 0) -> Any:
+        """What is to know of every unit, along axis 0; of the only unit as it is.
+
+        Args:
+            of_unit: from the arrays of a unit to a pytree of arrays.
+            size: bytes that are held at once on the way there.
+        """
+        if not self.units:
+            return of_unit([])
+        floating = (jnp.issubdtype(u.dtype, jnp.floating) for u in self.units)
+        lead = next((k for k, known in enumerate(floating) if known), None)
+        count = len(self.units[0])
+        if lead is None or count * size <= _AT_ONCE:
+            return jax.vmap(of_unit)(self.units)
+        units, step = list(self.units), -(-count // _PARTS)
+        first = units[lead].ravel()[:1].sum()
+        parts: list[Any] = []
+        for i in range(0, count, step):
+            found = jax.vmap(of_unit)([u[i : i + step] for u in units])
+            # XLA cannot know that numbers are equal to themselves: some are none.
+            units[lead], found = together(first == first, (units[lead], found))
+            parts.append(found)
+        return jax.tree.map(lambda *p: jnp.concatenate(p), *parts)
 
 
 def in_units(

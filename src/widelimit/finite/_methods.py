@@ -222,7 +222,7 @@ def _rows(
 
         return jax.vmap(of_diagonal)(diagonal)
 
-    return inputs.each(of_unit)
+    return inputs.each(of_unit, back.bytes)
 
 
 def _structs(variables: Variables) -> dict[str, jax.ShapeDtypeStruct]:

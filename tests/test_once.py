@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from widelimit._jax import jit_for_cpu
-from widelimit.asymptotics._once import once, unless
+from widelimit._once import once, together, unless
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(100, 100)))
 
@@ -35,9 +35,28 @@ def test_the_array_is_the_array_and_its_derivatives(size):
     )
 
 
-def test_the_truth_is_needed():
-    """XLA cannot know the result without it, and has to compute what is before."""
-    assert jnp.isnan(barred(jnp.asarray(False), X)).all()
+def test_it_is_the_array_whatever_the_truth():
+    np.testing.assert_array_equal(barred(jnp.asarray(False), X), jnp.sin(X))
+
+
+@jax.jit
+def waiting(true, x, y):
+    return together(true, {"x": jnp.sin(x), "y": y})
+
+
+def test_arrays_together_and_their_derivatives():
+    true, y = jnp.asarray(True), X[0]
+    found = waiting(true, X, y)
+    np.testing.assert_array_equal(found["x"], jnp.sin(X))
+    np.testing.assert_array_equal(found["y"], y)
+    _, dot = jax.jvp(lambda x: waiting(true, x, y), (X,), (X,))
+    np.testing.assert_allclose(dot["x"], jnp.cos(X) * X, rtol=1e-14)
+    np.testing.assert_array_equal(dot["y"], 0)
+    slope = jax.grad(lambda x: (x * waiting(true, x, y)["x"]).sum())(X)
+    np.testing.assert_allclose(slope, jnp.sin(X) + X * jnp.cos(X), rtol=1e-12)
+    many = jax.vmap(waiting, (None, 0, None))(true, jnp.stack([X, 2 * X]), y)
+    np.testing.assert_array_equal(many["x"], jnp.sin(jnp.stack([X, 2 * X])))
+    np.testing.assert_array_equal(many["y"], jnp.stack([y, y]))
 
 
 @pytest.mark.parametrize("wrong", [True, False])
