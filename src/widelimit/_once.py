@@ -59,12 +59,11 @@ def unless(wrong: Any, arrays: Any, otherwise: Callable[[Any], Any]) -> Any:
 
 
 def _once(true: Any, *arrays: Any) -> list[Any]:
-    def step(state: tuple[Any, Any]) -> tuple[Any, Any]:
-        # It never makes one, and if it did it would change nothing.
-        kept = [jnp.where(state[1], a, jnp.zeros_like(a)) for a in state[0]]
-        return kept, jnp.zeros_like(true)
+    def same(arrays: list[Any]) -> list[Any]:
+        # Where it is made, and that is never, it changes nothing; XLA cannot know.
+        return [jnp.where(true, jnp.zeros_like(a), a) for a in arrays]
 
-    return lax.while_loop(lambda state: state[1], step, (list(arrays), ~true))[0]
+    return unless(~true, list(arrays), same)
 
 
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:

@@ -317,6 +317,7 @@ class _Run:
         after: dict[Key, Any] = {}
 
         def step(carry: Any, x: Any) -> Any:
+            # Or every operation that reads them would take them out of all blocks'.
             x = jax.tree.map(self._engine.letters.once, x)
             body = self._body(start, _filled(start, carry) | _filled(xs, x))
             with self._folding.inside(body):

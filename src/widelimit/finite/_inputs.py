@@ -63,12 +63,13 @@ class Inputs:
         if lead is None or count * size <= _AT_ONCE:
             return jax.vmap(of_unit)(self.units)
         units, step = list(self.units), -(-count // _PARTS)
+        # XLA cannot know that a number is equal to itself: some are none.
         first = units[lead].ravel()[:1].sum()
+        true = first == first
         parts: list[Any] = []
         for i in range(0, count, step):
             found = jax.vmap(of_unit)([u[i : i + step] for u in units])
-            # XLA cannot know that numbers are equal to themselves: some are none.
-            units[lead], found = together(first == first, (units[lead], found))
+            units[lead], found = together(true, (units[lead], found))
             parts.append(found)
         return jax.tree.map(lambda *p: jnp.concatenate(p), *parts)
 

@@ -137,20 +137,19 @@ class BlockKernel:
         if x2 is not None or not parts.alike:
             cols = held(functools.partial(blocks, False))
 
+        def pairs(i: int, j: int) -> Any:
+            given = shared, rows(i), cols(j), *cut.blocks(i, j)
+            return self._run_pairs(parts, cut.sizes, *given)
+
         def compute(i: int, j: int) -> list[tuple[int, int, Any]]:
             """A tile and its mirror image, each with its first row and column."""
             row, col = i * cut.rows.tile, j * cut.cols.tile
-            given = shared, rows(i), cols(j), *cut.blocks(i, j)
-            tile = self._run_pairs(parts, cut.sizes, *given)
-            if x2 is not None:
-                return [(row, col, tile)]
-            if i != j:
-                return [(row, col, tile), (col, row, mirrored(tile))]
-            count = cut.rows.tile // cut.rows.block
-            own = self._run_own(parts, count, shared, rows(i))
-            # In one program XLA would compute numbers again for their mirror images,
-            # and round them differently.
-            return [(row, col, square(tile, own))]
+            if x2 is None and i == j:
+                own = self._run_own(parts, cut.sizes.counts[0], shared, rows(i))
+                return [(row, col, _squared(own, functools.partial(pairs, i, i)))]
+            tile = pairs(i, j)
+            image = [] if x2 is not None else [(col, row, mirrored(tile))]
+            return [(row, col, tile), *image]
 
         kind = OnHost if device.platform == "cpu" else OnDevice
         whole: OnHost | OnDevice | None = None
@@ -291,6 +290,17 @@ class BlockKernel:
             return _mirrored(squares, k[len(on) :], cut.rows)
 
         return jax.tree.map(whole, tiles, same)
+
+
+def _squared(own: Any, pairs: Callable[[], Any]) -> Any:
+    """A tile on the diagonal, from inputs with themselves and from the pairs of them.
+
+    In one program XLA would compute numbers again for their mirror images, and round
+    them differently.
+    """
+    if _count(own) == 1:
+        return jax.tree.map(lambda k: k[:, None], own)
+    return square(pairs(), own)
 
 
 def _count(x: Any) -> int:

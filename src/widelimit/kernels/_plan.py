@@ -115,10 +115,17 @@ class Plan:
         Args:
             one: the sizes of a block.
         """
-        rows = one.rows * self.rows.tile // self.rows.block
-        cols = one.cols * self.cols.tile // self.cols.block
         count = max(self.rows.tiles, self.cols.tiles)
-        return min(count, max(2, _HELD // max(rows + cols, 1)))
+        return min(count, max(2, _HELD // max(self.tables(one), 1)))
+
+    def tables(self, one: Bytes) -> int:
+        """Bytes of what is known of the inputs of a tile, on both sides.
+
+        Args:
+            one: the sizes of a block.
+        """
+        rows, cols = self.sizes.counts
+        return rows * one.rows + cols * one.cols
 
     @property
     def tiles(self) -> Iterator[tuple[int, int]]:
@@ -205,19 +212,14 @@ def memory(cut: Plan, one: Bytes) -> Memory:
         cut: the tiles and blocks.
         one: the sizes of a block.
     """
-    rows, cols = cut.rows, cut.cols
-    per_tile = (rows.tile // rows.block) * one.rows + (
-        cols.tile // cols.block
-    ) * one.cols
-    blocks = (rows.tile // rows.block) * (cols.tile // cols.block)
+    rows, cols, counts = cut.rows, cut.cols, cut.sizes.counts
     # A tile and its mirror image.
     copies = UNDER_WAY * (1 + cut.symmetric)
-    sides = ((s.tile // s.block) for s in (rows, cols))
-    alone = one.alone * max(map(one.at_once, sides))
+    alone = one.alone * max(map(one.at_once, counts))
     return Memory(
         result=one.result * rows.count * cols.count // (rows.block * cols.block),
-        tables=per_tile * cut.held(one),
-        tiles=one.result * blocks * copies,
+        tables=cut.tables(one) * cut.held(one),
+        tiles=one.result * math.prod(counts) * copies,
         working=max(one.working, alone),
     )
 

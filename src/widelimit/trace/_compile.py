@@ -189,7 +189,8 @@ def traced_graph(
         x: a pytree of `jax.ShapeDtypeStruct`.
         first: the first of the traces, where that is known.
     """
-    ratios, assignments = _ratios(params), trial_widths(params)
+    ratios = _ratios(params)
+    assignments = trials(ratios)
     left = assignments if first is None else assignments[1:]
     # Off the ray first: there widths differ, and a mismatch is told by their names.
     graphs = [trace_at(f, params, x, a) for a in reversed(left)]
